@@ -224,7 +224,24 @@ def _packed(case: _Case) -> float | None:
     after = decoder(rest[:, 3:], packed.segment(1))
     wanted = torch.cat([expected[:1, 6:], expected[:1, 6:9]], 1)
     whole = torch.cat([wanted, wanted[:, rows], expected[:1, 9:]], 1)
-    return _difference(torch.cat([logits, some, after], 1), whole)
+    difference = _difference(torch.cat([logits, some, after], 1), whole)
+    return (
+        max(difference, _continued(decoder, prefix, rest, expected[:1, 6:]))
+        if decoder.continues_segments
+        else difference
+    )
+
+
+def _continued(decoder: Decoder, prefix: KVCache, rest: torch.Tensor, expected: torch.Tensor) -> float:
+    """Segments of one pass that continue each other: the first token, what follows it up to the third, and up to the
+    end in two steps; and the first two tokens once more."""
+    cuts, parents = [(0, 1), (1, 3), (1, 2), (2, rest.shape[1]), (0, 2)], [-1, 0, 0, 2, -1]
+    lengths, tokens = [b - a for a, b in cuts], torch.cat([rest[:, a:b] for a, b in cuts], 1)
+    wanted = torch.cat([expected[:, a:b] for a, b in cuts], 1)
+    logits = decoder(tokens, Packed(prefix, lengths, parents=parents))
+    rows = [0, 2, sum(lengths[:4]) - 1, sum(lengths) - 1]
+    some = decoder.logits(decoder.hidden(tokens, Packed(prefix, lengths, parents=parents), rows=rows))
+    return _difference(torch.cat([logits, some], 1), torch.cat([wanted, wanted[:, rows]], 1))
 
 
 def _branches(case: _Case) -> float | None:

@@ -23,7 +23,7 @@ from llmkit.decoder.linear import linear
 from llmkit.decoder.mlp import build_mlp
 from llmkit.decoder.norms import build_norm
 from llmkit.decoder.packed import Packed
-from llmkit.decoder.positions import Positions, build_positions, limits
+from llmkit.decoder.positions import Positions, build_positions, is_counted, limits
 from llmkit.decoder.residuals import build_residual
 from llmkit.lazy_imports import torch
 
@@ -132,6 +132,13 @@ class Decoder(Predictor):
             and attentions.computes_wanted_rows(block.attention)
         )
         return is_known and isinstance(cache, Packed) and self.device.type == "cpu"
+
+    @property
+    def continues_segments(self) -> bool:
+        """Whether segments of one `Packed` pass may continue each other: layers keep keys and values, and nothing else,
+        and positions are counted. It is worth it on a CPU."""
+        are_known = all(type(b) is Block and attentions.computes_wanted_rows(b.attention) for b in self.model.blocks)
+        return are_known and all(is_counted(kind) for kind in self._kinds) and self.device.type == "cpu"
 
     def embed(self, ids: torch.Tensor, places: Places) -> torch.Tensor:
         """What the first layer takes, [B, S, hidden], of ids [B, S]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -24,6 +24,7 @@ class Packed:
     Args:
         prefix: what all segments continue: one sequence without padding; None for nothing.
         lengths: tokens of each segment.
+        parents: the segment of this pass that each continues, -1 for the prefix; those below a segment follow it.
         keep: keep each segment's keys, so that `segment(i)` can be continued in its turn.
         on_layer: called when a layer begins.
 
@@ -37,6 +38,7 @@ class Packed:
         prefix: KVCache | None,
         lengths: Sequence[int],
         *,
+        parents: Sequence[int] | None = None,
         keep: bool = False,
         on_layer: Callable[[], None] = lambda: None,
     ) -> None:
@@ -44,9 +46,15 @@ class Packed:
             raise InputError("a shared prefix is one sequence without padding")
         if not lengths or min(lengths) < 1:
             raise InputError("every packed segment needs at least one token")
+        if parents is not None and keep:
+            raise InputError("segments that continue each other in one pass are not kept")
         self.prefix = prefix if prefix is not None and prefix.length else None
         self.lengths = tuple(lengths)
         self.starts = (0, *accumulate(lengths))[:-1]
+        self._before: list[tuple[int, ...]] = []  # the segments that each continues, outermost first
+        for parent in parents or [-1] * len(lengths):
+            self._before.append((*self._before[parent], parent) if parent >= 0 else ())
+        self._above = _above(self._before, [self._cut(i) for i in range(len(lengths))])
         self.keep = keep
         self._on_layer, self._layer = on_layer, -1
         self.rows: list[int] | None = None
@@ -61,6 +69,22 @@ class Packed:
         """Tokens of the prefix."""
         return self.prefix.length if self.prefix is not None else 0
 
+    def _cut(self, i: int) -> slice:
+        return slice(self.starts[i], self.starts[i] + self.lengths[i])
+
+    def _past(self, i: int) -> int:
+        """Tokens before segment i."""
+        return self.past + sum(self.lengths[above] for above in self._before[i])
+
+    def _seen(self, i: int, k: torch.Tensor, v: torch.Tensor, past: Pair | None) -> Pair | None:
+        """Keys and values before segment i."""
+        own = [(k[:, :, cut], v[:, :, cut]) for cut in map(self._cut, self._before[i])]
+        parts = [*([past] if past is not None else []), *own]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        dtype = parts[0][0].dtype
+        return torch.cat([p[0].to(dtype) for p in parts], 2), torch.cat([p[1].to(dtype) for p in parts], 2)
+
     @property
     def ends(self) -> tuple[int, ...]:
         """The index of each segment's last token in the row."""
@@ -72,8 +96,9 @@ class Packed:
             raise InputError(f"packed input has shape {list(input_ids.shape)}, expected {list(expected)} and no mask")
         device = input_ids.device
         lengths = torch.tensor(self.lengths, device=device)
-        positions = torch.cat([torch.arange(n, device=device) for n in self.lengths]) + self.past
-        totals = (lengths + self.past).repeat_interleave(lengths)[None]
+        pasts = [self._past(i) for i in range(len(self.lengths))]
+        positions = torch.cat([torch.arange(p, p + n, device=device) for p, n in zip(pasts, self.lengths, strict=True)])
+        totals = (lengths + torch.tensor(pasts, device=device)).repeat_interleave(lengths)[None]
         spans = tuple((0, start, start + n) for start, n in zip(self.starts, self.lengths, strict=True))
         return Places(positions[None], totals, spans)
 
@@ -91,17 +116,17 @@ class Packed:
     def _of_all(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, past: Pair | None
     ) -> torch.Tensor:
-        rules = [scores.over(self.past + n) for n in self.lengths]
-        if all(rule.is_plain for rule in rules):
-            return attend_causal(q, k, v, rules[0].scale, past, self.lengths)
+        rules = [scores.over(self._past(i) + n) for i, n in enumerate(self.lengths)]
+        if all(rule.is_plain for rule in rules) and (not self._above or q.device.type == "cpu"):
+            return attend_causal(q, k, v, rules[0].scale, past, self.lengths, self._above)
         out = torch.empty_like(q)
-        for i, (start, n) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            cut = slice(start, start + n)
+        for i in range(len(self.lengths)):
+            cut, before = self._cut(i), self._seen(i, k, v, past)
             own = q[:, :, cut], k[:, :, cut], v[:, :, cut]
             if rules[i].is_plain:
-                out[:, :, cut] = attend_causal(*own, rules[i].scale, past)
+                out[:, :, cut] = attend_causal(*own, rules[i].scale, before)
             else:
-                out[:, :, cut] = self._scored(*own, rules[i].of(cut), past, i)
+                out[:, :, cut] = self._scored(*own, rules[i].of(cut), before, i)
         return out
 
     def _of_rows(
@@ -111,11 +136,15 @@ class Packed:
         q = q[:, :, rows]
         segments = [bisect_right(self.starts, row) - 1 for row in rows]
         spans = [slice(self.starts[i], row + 1) for i, row in zip(segments, rows, strict=True)]
-        rule = scores.over(self.past + max(span.stop - span.start for span in spans))
+        rule = scores.over(max(self._past(i) + s.stop - s.start for i, s in zip(segments, spans, strict=True)))
         if rule.is_plain:
-            return attend_rows(q, k, v, rule.scale, past, spans)
-        each = zip(range(len(rows)), spans, segments, strict=True)
-        parts = [self._scored(q[:, :, i : i + 1], k[:, :, own], v[:, :, own], rule, past, s) for i, own, s in each]
+            places = [(slice(bisect_left(rows, a.start), bisect_left(rows, a.stop)), keys) for a, keys in self._above]
+            above = [(queries, keys) for queries, keys in places if queries.start < queries.stop]
+            return attend_rows(q, k, v, rule.scale, past, spans, above)
+        parts = []
+        for i, (own, s) in enumerate(zip(spans, segments, strict=True)):
+            before = self._seen(s, k, v, past)
+            parts.append(self._scored(q[:, :, i : i + 1], k[:, :, own], v[:, :, own], rule, before, s))
         return torch.cat(parts, 2)
 
     def _scored(
@@ -135,6 +164,8 @@ class Packed:
 
     def recur(self, layer: int, run: Recurrence, x: torch.Tensor) -> torch.Tensor:
         self._reach(layer)
+        if self._above:
+            raise InputError("a recurrence does not continue a segment of the same pass")
         before = self.prefix.state(layer) if self.prefix is not None else None
         out, after = self._segments.run(run, x, before, keep=self.keep)
         if self.keep:
@@ -166,7 +197,7 @@ class Packed:
         """
         if not self.keep:
             raise InputError("this packed pass kept nothing; make it with keep=True")
-        cut = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        cut = self._cut(index)
         pairs = {}
         for layer, pair in self._pairs.items():
             own = of_both(pair, lambda held: held[:, :, cut].clone())  # a view would keep the whole row alive
@@ -179,3 +210,12 @@ class Packed:
         states = {layer: tuple(held[row].clone() for held in state) for layer, state in self.states.items()}
         memory = {name: held[row].clone() for name, held in self.memory.items()}
         return KVCache.of(pairs, states, memory, self.past + self.lengths[index])
+
+
+def _above(before: Sequence[tuple[int, ...]], cuts: Sequence[slice]) -> list[tuple[slice, slice]]:
+    """The tokens of all segments below one, and the tokens of that one, for each that has any."""
+    below: dict[int, list[int]] = {}
+    for i, segments in enumerate(before):
+        for segment in segments:
+            below.setdefault(segment, []).append(i)
+    return [(slice(cuts[some[0]].start, cuts[some[-1]].stop), cuts[segment]) for segment, some in below.items()]

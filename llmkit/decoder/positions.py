@@ -64,6 +64,11 @@ def build_positions(kind: Kind, dims: Sizes, dtype: torch.dtype, device: torch.d
     return reader if growth is None else _ScaledQueries(reader, growth)
 
 
+def is_counted(kind: Kind) -> bool:
+    """Whether what a kind gives a token follows from its position alone, and nothing is remembered of it."""
+    return type(kind) in (Alibi, CoarseAlibi, NoPositions, Rope)
+
+
 def limits(readers: Iterable[Positions]) -> tuple[int | None, int | None]:
     """The strictest `exact_sharing_limit` and `recompute_beyond` of several readers; None for none."""
     all_readers = list(readers)

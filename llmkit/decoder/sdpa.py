@@ -11,6 +11,8 @@ from llmkit.tensors.device import CPU, product_dtype
 
 if TYPE_CHECKING:
     Pair = tuple[torch.Tensor, torch.Tensor]
+    Above = tuple[slice, slice]
+    """Queries, and the keys that all of them see."""
 
 _BLOCK = 64  # query rows at a time: their scores stay in the cache, and later keys are never touched
 
@@ -34,6 +36,7 @@ def attend_causal(
     scale: float,
     past: Pair | None = None,
     lengths: Sequence[int] | None = None,
+    above: Sequence[Above] = (),
 ) -> torch.Tensor:
     """The S queries are the last of the keys; each sees the keys up to its own.
 
@@ -43,6 +46,7 @@ def attend_causal(
         scale: multiplies the scores.
         past: keys and values before these, [B, K, P, H] each, seen by all.
         lengths: the tokens are several sequences side by side, of so many tokens each (T = S); all continue `past`.
+        above: which of these tokens see which others besides, on a CPU.
 
     What all queries see is computed for all of them at once, what each sequence adds by itself; the two are weighted
     by the sums of their softmaxes. Where gradients are wanted torch's own function computes, which has them.
@@ -59,13 +63,23 @@ def attend_causal(
     wide = _repeated(k, v, q.shape[1])
     pieces = [t.split(list(lengths or [q.shape[2]]), 2) for t in (q, *wide)]
     own = [_flash(*piece, scale=scale, is_causal=True) for piece in zip(*pieces, strict=True)]
-    return _beside_past(q, own, scale, past).to(dtype)
+    seen = [(queries, (k[:, :, keys], v[:, :, keys])) for queries, keys in above]
+    return _beside(q, own, scale, seen, past).to(dtype)
 
 
 def attend_rows(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, past: Pair | None, spans: Sequence[slice]
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    past: Pair | None,
+    spans: Sequence[slice],
+    above: Sequence[Above] = (),
 ) -> torch.Tensor:
-    """A few queries on a CPU; each sees all of `past` and the keys of its own span. q [B, N, len(spans), H]."""
+    """A few queries on a CPU; each sees all of `past`, the keys of its own span, and those that `above` says.
+
+    q [B, N, len(spans), H].
+    """
     dtype, computed = q.dtype, _compute_dtype(q.dtype)
     q, k, v = q.to(computed), k.to(computed), v.to(computed)
     own = []
@@ -73,19 +87,28 @@ def attend_rows(
         folded = q[:, :, i].reshape(q.shape[0], k.shape[1], -1, q.shape[3])
         out, sums = _flash(folded, k[:, :, span], v[:, :, span], scale=scale)
         own.append((out.reshape(q[:, :, :1].shape), sums.reshape(*q.shape[:2], 1)))
-    return _beside_past(q, own, scale, past).to(dtype)
+    seen = [(queries, (k[:, :, keys], v[:, :, keys])) for queries, keys in above]
+    return _beside(q, own, scale, seen, past).to(dtype)
 
 
-def _beside_past(q: torch.Tensor, own: Sequence[Pair], scale: float, past: Pair | None) -> torch.Tensor:
-    """What queries [B, N, S, H] get of their own keys, outputs and logarithms of sums, and of `past`, seen by all."""
+def _beside(
+    q: torch.Tensor, own: Sequence[Pair], scale: float, seen: Sequence[tuple[slice, Pair]], past: Pair | None
+) -> torch.Tensor:
+    """What queries [B, N, S, H] get of their own keys, outputs and logarithms of sums, of the keys that some of them
+    see besides, and of `past`, seen by all."""
     out, sums = (torch.cat(parts, 2) if len(parts) > 1 else parts[0] for parts in zip(*own, strict=True))
-    if past is None:
-        return out
-    # Without a mask the queries of one group are just more queries of its key/value head: no key is repeated.
-    folded = q.reshape(q.shape[0], past[0].shape[1], -1, q.shape[3])
-    seen, seen_sums = _flash(folded, past[0].to(q.dtype), past[1].to(q.dtype), scale=scale)
-    share = torch.sigmoid(seen_sums.reshape(sums.shape) - sums).unsqueeze(-1)
-    return out.float().lerp_(seen.reshape(out.shape).float(), share)
+    every = [*seen, *([(slice(None), past)] if past is not None else [])]
+    if every:
+        out = out.float()
+    for queries, (keys, values) in every:
+        some, known, before = q[:, :, queries], out[:, :, queries], sums[:, :, queries]
+        # Without a mask the queries of one group are just more queries of its key/value head: no key is repeated.
+        folded = some.reshape(q.shape[0], keys.shape[1], -1, q.shape[3])
+        more, more_sums = _flash(folded, keys.to(q.dtype), values.to(q.dtype), scale=scale)
+        more_sums = more_sums.reshape(before.shape)
+        known.lerp_(more.reshape(known.shape).float(), torch.sigmoid(more_sums - before).unsqueeze(-1))
+        before.copy_(torch.logaddexp(before, more_sums))
+    return out
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

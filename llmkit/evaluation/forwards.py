@@ -15,7 +15,7 @@ from threading import Condition, Event
 from typing import Any, TypeAlias
 
 from llmkit.evaluation.cost import Batch
-from llmkit.evaluation.prefix import Segment, pack
+from llmkit.evaluation.prefix import Segment, count_tokens, pack
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import run_all, threads_each
 
@@ -35,7 +35,8 @@ def n_streams(device: torch.device) -> int:
 
 @dataclass(slots=True)
 class _Group:
-    """Segments that continue one cache: leaves, or such whose own caches are kept, not both.
+    """Segments that continue one cache: such that are computed with all that is below them, or whose own caches are
+    kept, not both.
 
     Attributes:
         limit: the tokens of a forward, at most; None for those of a batch.
@@ -55,10 +56,13 @@ class Forwards:
         compute: computes segments that continue one cache; called from several threads.
         most: what one forward computes and all of them hold, at most; asked for before each.
         streams: forwards beside each other.
+        joins: whether one forward may compute segments and what continues them, where it holds them all.
     """
 
-    def __init__(self, roots: list[Segment], compute: Compute, most: Callable[[], Batch], streams: int) -> None:
-        self._compute, self._most, self._streams = compute, most, streams
+    def __init__(
+        self, roots: list[Segment], compute: Compute, most: Callable[[], Batch], streams: int, *, joins: bool = False
+    ) -> None:
+        self._compute, self._most, self._streams, self._joins = compute, most, streams, joins
         self._groups: list[_Group] = []
         self._n_running = 0
         self._change = Condition()
@@ -108,7 +112,8 @@ class Forwards:
 
     def _first(self, group: _Group, shared_by: int) -> list[Segment]:
         most = self._most()
-        batch = next(pack(group.segments, most.tokens if group.limit is None else min(most.tokens, group.limit)))
+        n_tokens = most.tokens if group.limit is None else min(most.tokens, group.limit)
+        batch = next(pack(group.segments, n_tokens, whole=not group.keep))
         return _affordable(batch, most.kept_tokens // shared_by) if group.keep else batch
 
     def _done(self, work: Work, caches: Sequence[Any]) -> None:
@@ -116,16 +121,18 @@ class Forwards:
             self._push(segment.children, cache)
 
     def _push(self, segments: Iterable[Segment], cache: Any) -> None:
-        leaves = [s for s in segments if not s.children]
-        inner = [s for s in segments if s.children]
+        most = self._most().tokens if self._joins else 0
+        whole, inner = [], []
+        for segment in segments:
+            (whole if not segment.children or count_tokens([segment]) <= most else inner).append(segment)
         if inner:
             self._groups.append(_Group(inner, cache, keep=True))
-        if leaves:
-            self._groups.append(_Group(leaves, cache, False, self._even(leaves)))
+        if whole:
+            self._groups.append(_Group(whole, cache, False, self._even(whole)))
 
-    def _even(self, leaves: Sequence[Segment]) -> int | None:
+    def _even(self, whole: Sequence[Segment]) -> int | None:
         """The tokens of a forward with which every stream gets as many forwards, all of a size."""
-        lengths = [len(s) for s in leaves]
+        lengths = [count_tokens([s]) for s in whole]
         n = -(-sum(lengths) // self._most().tokens)
         if self._streams == 1 or n == 1:
             return None

@@ -136,18 +136,36 @@ def _close(node: _TreeNode, parent_depth: int, segment_of: dict[Tokens, Segment]
     return segments
 
 
-def pack(segments: Sequence[Segment], batch_tokens: int) -> Iterator[list[Segment]]:
-    """Segments in their order, as many at a time as `batch_tokens` holds; a longer one comes alone."""
+def pack(segments: Sequence[Segment], batch_tokens: int, *, whole: bool = False) -> Iterator[list[Segment]]:
+    """Segments in their order, as many at a time as `batch_tokens` holds; a longer one comes alone.
+
+    Args:
+        whole: each with all that is below it.
+    """
     batch: list[Segment] = []
     room = batch_tokens
     for segment in segments:
-        if batch and len(segment) > room:
+        n_tokens = count_tokens([segment]) if whole else len(segment)
+        if batch and n_tokens > room:
             yield batch
             batch, room = [], batch_tokens
         batch.append(segment)
-        room -= len(segment)
+        room -= n_tokens
     if batch:
         yield batch
+
+
+def depth_first(segments: Sequence[Segment]) -> tuple[list[Segment], list[int]]:
+    """Segments, each followed by those below it, and the place of the one that each continues, -1 for none of them."""
+    found: list[Segment] = []
+    parents: list[int] = []
+    pending = [(segment, -1) for segment in reversed(segments)]
+    while pending:
+        segment, parent = pending.pop()
+        pending += [(child, len(found)) for child in reversed(segment.children)]
+        found.append(segment)
+        parents.append(parent)
+    return found, parents
 
 
 def count_tokens(roots: Sequence[Segment]) -> int:

@@ -15,12 +15,13 @@ from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.model import Decoder
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, is_memory_error
-from llmkit.evaluation.answers import Answers, KeptAnswers, TokenScore
+from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.cost import Batch, Costs
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.forwards import Forwards, n_streams
 from llmkit.evaluation.generation import Generator, Request
-from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, share_prefixes
+from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, depth_first, share_prefixes
+from llmkit.evaluation.targets import Score, Targets
 from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, WaitingRows, in_pieces
 from llmkit.lazy_imports import torch
 from llmkit.onnx.session import OrtDecoder
@@ -32,21 +33,6 @@ KEPT_TOKENS = 8 * BATCH_TOKENS
 _LEAST_TOKENS = 16
 _FEW_ROWS = 8  # the last layer is computed for rows that are read alone where they are one in so many, at most
 _FIRST_ROWS = 64  # rows given to the head before the size of the vocabulary has been seen
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Of a continuation.
-
-    Attributes:
-        logprob: the natural logarithm of its probability.
-        is_greedy: greedy decoding would produce it.
-        logit: of its first token, before the softmax; None where the engine does not tell it.
-    """
-
-    logprob: float
-    is_greedy: bool
-    logit: float | None = None
 
 
 @dataclass(slots=True)
@@ -141,7 +127,7 @@ class Scorer:
         self._fit(max((len(q.tokens) for q in queries), default=1))
         roots = share_prefixes(queries, self.forward_cost, self.decoder.exact_sharing_limit)
         self.usage.tokens_unshared += sum(len(row) for row in {q.tokens for q in queries})
-        targets, self._waiting = _Targets(queries, self.answers.of_queries(queries)), WaitingRows()
+        targets, self._waiting = Targets(queries, self.answers.of_queries(queries)), WaitingRows()
         self._per_unit = 1
         total = self._work(roots)
         self._per_unit, unit = (1, "tokens") if self._costs is None else _unit_of(total)
@@ -175,16 +161,17 @@ class Scorer:
         self.warnings += generator.warnings
         return texts
 
-    def _walk(self, roots: list[Segment], targets: _Targets) -> None:
+    def _walk(self, roots: list[Segment], targets: Targets) -> None:
         def compute(batch: list[Segment], cache: Any, keep: bool) -> list[Any]:
             if self._is_answered(batch, targets):
                 return []
             return self._compute(batch, cache, targets, keep=keep)
 
-        self._forwards = Forwards(roots, compute, lambda: self._now, self._streams)
+        joins = isinstance(self.decoder, Decoder) and self.decoder.continues_segments
+        self._forwards = Forwards(roots, compute, lambda: self._now, self._streams, joins=joins)
         self._forwards.run()
 
-    def _is_answered(self, batch: list[Segment], targets: _Targets) -> bool:
+    def _is_answered(self, batch: list[Segment], targets: Targets) -> bool:
         """Whether an interrupted run has answered all that these segments and those below them are for."""
         if not targets.has_all(batch):
             return False
@@ -205,8 +192,14 @@ class Scorer:
     def _flop(self, start: int, stop: int) -> int:
         return self._costs.flop(start, stop) // self._per_unit if self._costs is not None else stop - start
 
-    def _compute(self, batch: list[Segment], cache: Any, targets: _Targets, *, keep: bool) -> list[Any]:
-        """Compute segments that continue one cache, read their scores, hand back their caches if they are kept."""
+    def _compute(self, batch: list[Segment], cache: Any, targets: Targets, *, keep: bool) -> list[Any]:
+        """Compute segments that continue one cache, read their scores, hand back their caches if they are kept.
+
+        Otherwise all that is below them is computed, too.
+        """
+        if not keep and any(s.children for s in batch):
+            self._compute_joined(batch, cache, targets)
+            return []
         if len(batch) == 1 and not batch[0].is_whole:
             return [self._in_stretches(batch[0], cache, targets, keep=keep)]
         stretches = [(s, 0 if s.is_whole else s.start, s.stop) for s in batch]
@@ -217,7 +210,17 @@ class Scorer:
         halves = [half for half in (batch[:middle], batch[middle:]) if half]
         return [c for half in halves for c in self._compute(half, cache, targets, keep=keep)]
 
-    def _in_stretches(self, segment: Segment, cache: Any, targets: _Targets, *, keep: bool) -> Any:
+    def _compute_joined(self, batch: list[Segment], cache: Any, targets: Targets) -> None:
+        """Compute segments and all that is below them in one forward; where memory is short, one after the other."""
+        segments, parents = depth_first(batch)
+        stretches = [(s, s.start, s.stop) for s in segments]
+        if self._forward(stretches, cache, targets, keep=False, parents=parents) is None:
+            for segment in batch:
+                caches = self._compute([segment], cache, targets, keep=bool(segment.children))
+                if segment.children:
+                    self._compute(segment.children, caches[0], targets, keep=False)
+
+    def _in_stretches(self, segment: Segment, cache: Any, targets: Targets, *, keep: bool) -> Any:
         """Compute a segment, as many tokens at a time as a batch has."""
         start = segment.start
         while start < segment.stop:
@@ -228,12 +231,18 @@ class Scorer:
         return cache
 
     def _forward(
-        self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
+        self,
+        stretches: list[tuple[Segment, int, int]],
+        cache: Any,
+        targets: Targets,
+        *,
+        keep: bool,
+        parents: Sequence[int] | None = None,
     ) -> list[Any] | None:
         """One forward over stretches (segment, start, stop), without padding; None, and smaller batches from now on,
         where memory was short."""
         try:
-            return self.forward_in_memory(stretches, cache, targets, keep=keep)
+            return self.forward_in_memory(stretches, cache, targets, keep=keep, parents=parents)
         except Exception as error:
             if not is_memory_error(error):
                 raise
@@ -251,7 +260,13 @@ class Scorer:
         return None
 
     def forward_in_memory(
-        self, stretches: list[tuple[Segment, int, int]], cache: Any, targets: _Targets, *, keep: bool
+        self,
+        stretches: list[tuple[Segment, int, int]],
+        cache: Any,
+        targets: Targets,
+        *,
+        keep: bool,
+        parents: Sequence[int] | None,
     ) -> list[Any]:
         """One forward over stretches (segment, start, stop), without padding; an error where memory is short."""
         tokens: list[int] = []
@@ -274,7 +289,8 @@ class Scorer:
             if self._forwards.stop.is_set() and 2 * (n_begun - 1) <= n_layers:
                 raise _StoppedError
 
-        packed = Packed(cache, [stop - start for _, start, stop in stretches], keep=keep, on_layer=on_layer)
+        lengths = [stop - start for _, start, stop in stretches]
+        packed = Packed(cache, lengths, parents=parents, keep=keep, on_layer=on_layer)
         ids = torch.tensor([tokens], dtype=torch.long, device=self.decoder.device)
         rows = sorted({row for row, _, _ in reads})
         if isinstance(self.decoder, Decoder) and len(rows) * _FEW_ROWS <= len(tokens):
@@ -291,7 +307,7 @@ class Scorer:
         self.progress.advance(left)
         return [packed.segment(i) for i in range(len(stretches))] if keep else []
 
-    def _await(self, hidden: torch.Tensor, reads: list[HeadRead], targets: _Targets) -> None:
+    def _await(self, hidden: torch.Tensor, reads: list[HeadRead], targets: Targets) -> None:
         """Read targets from hidden states [T, d], or let their rows wait for those of other forwards, if few."""
         n_rows, room = len({row for row, _, _ in reads}), min(WAITING_ROWS, self._head_rows)
         if n_rows >= room:
@@ -304,7 +320,7 @@ class Scorer:
             self._waiting.add(hidden, reads)
         self._read_waiting(full, targets)
 
-    def _read_waiting(self, waiting: WaitingRows, targets: _Targets) -> None:
+    def _read_waiting(self, waiting: WaitingRows, targets: Targets) -> None:
         """Always as many rows at a time, on as many threads: both depend on the clock here, and a score must not."""
         if waiting.reads:
             hidden, n_rows = torch.cat(waiting.hidden), min(WAITING_ROWS, self._head_rows)
@@ -312,7 +328,7 @@ class Scorer:
                 self._read(hidden, waiting.reads, targets, n_rows, is_padded=True)
 
     def _read(
-        self, hidden: torch.Tensor, reads: Sequence[HeadRead], targets: _Targets, n_rows: int, is_padded: bool = False
+        self, hidden: torch.Tensor, reads: Sequence[HeadRead], targets: Targets, n_rows: int, is_padded: bool = False
     ) -> None:
         """The head sees each row once, `n_rows` at a time."""
         for rows, some in in_pieces(reads, n_rows):
@@ -340,43 +356,3 @@ class _StoppedError(Exception):
 def _unit_of(n_flop: int) -> tuple[int, str]:
     """The unit in which this many operations are shown."""
     return (10**9, "GFLOP") if n_flop >= 10**11 else (10**6, "MFLOP") if n_flop >= 10**9 else (1, "FLOP")
-
-
-class _Targets:
-    """The target tokens of all queries, and the log-probability of each that is known."""
-
-    def __init__(self, queries: Sequence[Query], kept: KeptAnswers) -> None:
-        self._targets = [q.targets for q in queries]
-        self._found: list[list[TokenScore]] = [[(0.0, False, 0.0)] * len(q.targets) for q in queries]
-        self._kept = kept
-        for (query, slot), answer in kept.reads.items():
-            self._found[query][slot] = answer
-
-    def has_all(self, segments: Sequence[Segment]) -> bool:
-        """Whether everything is known that is read in segments and below them."""
-        if not self._kept.reads:
-            return False
-        below = [*segments]
-        while below:
-            segment = below.pop()
-            if any((query, slot) not in self._kept.reads for _, query, slot in segment.reads):
-                return False
-            below += segment.children
-        return True
-
-    def fill(self, logits: torch.Tensor, rows: list[int], reads: list[HeadRead]) -> None:
-        """Read `reads` from float32 logits [len(rows), V]."""
-        at = {row: i for i, row in enumerate(rows)}
-        where = torch.tensor([at[row] for row, _, _ in reads], device=logits.device)
-        targets = torch.tensor([self._targets[q][slot] for _, q, slot in reads], device=logits.device)
-        logprobs = torch.log_softmax(logits, -1)[where, targets].tolist()
-        is_greedy = (logits.argmax(-1)[where] == targets).tolist()
-        raw = logits[where, targets].tolist()
-        some = list(zip(logprobs, is_greedy, raw, strict=True))
-        for (_, query, slot), score in zip(reads, some, strict=True):
-            self._found[query][slot] = score
-        self._kept.add_reads([(q, slot, *score) for (_, q, slot), score in zip(reads, some, strict=True)])
-
-    def scores(self) -> list[Score]:
-        """One score a query: its targets' log-probabilities added up."""
-        return [Score(sum(x for x, _, _ in s), all(same for _, same, _ in s), s[0][2]) for s in self._found]
