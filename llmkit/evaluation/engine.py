@@ -17,7 +17,8 @@ from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query
-from llmkit.evaluation.scoring import BATCH_TOKENS, Score, Scorer, Usage
+from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer, Usage
+from llmkit.evaluation.targets import Score
 from llmkit.onnx.backend import BACKENDS, load_backend
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 

@@ -122,7 +122,8 @@ class Forwards:
 
     def _push(self, segments: Iterable[Segment], cache: Any) -> None:
         most = self._most().tokens if self._joins else 0
-        whole, inner = [], []
+        whole: list[Segment] = []
+        inner: list[Segment] = []
         for segment in segments:
             (whole if not segment.children or count_tokens([segment]) <= most else inner).append(segment)
         if inner:

@@ -13,7 +13,8 @@ from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder, hash_ids
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query
-from llmkit.evaluation.scoring import Score, Usage
+from llmkit.evaluation.scoring import Usage
+from llmkit.evaluation.targets import Score
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM

@@ -28,7 +28,7 @@ from llmkit.evaluation.statistics import mean
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
-    from llmkit.evaluation.scoring import Score
+    from llmkit.evaluation.targets import Score
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -11,7 +11,8 @@ from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query, Tokens
-from llmkit.evaluation.scoring import Score, Usage
+from llmkit.evaluation.scoring import Usage
+from llmkit.evaluation.targets import Score
 from llmkit.pipeline.progress import Progress
 
 T = TypeVar("T")

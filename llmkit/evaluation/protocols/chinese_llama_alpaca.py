@@ -26,7 +26,7 @@ from llmkit.evaluation.protocols.ceval_cot import write_item
 from llmkit.evaluation.record import Question
 
 if TYPE_CHECKING:
-    from llmkit.evaluation.scoring import Score
+    from llmkit.evaluation.targets import Score
 
 _PENALTY = 1.1
 _MAX_NEW = 20
