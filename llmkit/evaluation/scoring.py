@@ -20,7 +20,7 @@ from llmkit.evaluation.cost import Batch, Costs
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.forwards import Forwards, n_streams
 from llmkit.evaluation.generation import Generator, Request
-from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, depth_first, share_prefixes
+from llmkit.evaluation.prefix import FORWARD_COST, Query, Segment, count_tokens, depth_first, pack, share_prefixes
 from llmkit.evaluation.targets import Score, Targets
 from llmkit.evaluation.waiting import WAITING_ROWS, HeadRead, WaitingRows, in_pieces
 from llmkit.lazy_imports import torch
@@ -214,11 +214,16 @@ class Scorer:
         """Compute segments and all that is below them in one forward; where memory is short, one after the other."""
         segments, parents = depth_first(batch)
         stretches = [(s, s.start, s.stop) for s in segments]
-        if self._forward(stretches, cache, targets, keep=False, parents=parents) is None:
-            for segment in batch:
-                caches = self._compute([segment], cache, targets, keep=bool(segment.children))
-                if segment.children:
-                    self._compute(segment.children, caches[0], targets, keep=False)
+        fits = count_tokens(batch) <= self._now.tokens
+        if fits and self._forward(stretches, cache, targets, keep=False, parents=parents) is not None:
+            return
+        for segment in batch:
+            left = segment.children
+            caches = self._compute([segment], cache, targets, keep=bool(left))
+            while left:
+                some = next(pack(left, self._now.tokens, whole=True))
+                self._compute(some, caches[0], targets, keep=False)
+                left = left[len(some) :]
 
     def _in_stretches(self, segment: Segment, cache: Any, targets: Targets, *, keep: bool) -> Any:
         """Compute a segment, as many tokens at a time as a batch has."""
