@@ -106,9 +106,9 @@ class Model:
         n_block = len(self.names.block.format(i=old))
         moved = []
         for slot in layer:
-            parts = tuple([Part(new + part.id[n:], part.shape, part.rows) for part in slot.parts])
-            name = block + slot.name[n_block:]
-            moved.append(slot._replace(id=new + slot.id[n:], name=name, layer=i, parts=parts))
+            parts = tuple([Part(new + id[n:], shape, rows) for id, shape, rows in slot.parts])
+            begin = new + slot.id[n:], block + slot.name[n_block:]  # twice as fast as `_replace`
+            moved.append(Slot(*begin, *slot[2:5], i, slot.formula, parts, *slot[8:]))
         return moved
 
     def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:

@@ -16,7 +16,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.differences import looks_like_differences
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, RequirementError
-from llmkit.formats.adapter_names import adapter_parts
+from llmkit.formats.adapter_names import adapter_parts, with_words
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
 from llmkit.quantization.codec import folder_readers
@@ -179,7 +179,7 @@ def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
 def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
     """An adapter, or a model with one beside it; None for neither."""
     config = _beside(ckpt, ADAPTER_NAME)
-    parts = {*adapter_parts(ckpt.tensors), *(n for word in _OTHER_ADAPTERS for n in ckpt.tensors if word in n)}
+    parts = {*adapter_parts(ckpt.tensors), *with_words(ckpt.tensors, _OTHER_ADAPTERS)}
     is_gguf = ckpt.details.get("metadata", {}).get("general.type") == "adapter"
     files: dict[str, None] = {}
     if config is not None:

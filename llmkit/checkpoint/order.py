@@ -8,9 +8,9 @@ from math import inf
 from typing import Any
 
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.names import cut
 
 _DIGITS, _MOST_DIGITS = re.compile(r"(\d+)"), 300
-_LAST_NUMBER = re.compile(rf"(.*\D|)(\d{{1,{_MOST_DIGITS}}})(\D*)")
 
 
 def natural_key(name: str) -> list[Any]:
@@ -22,16 +22,14 @@ def natural_key(name: str) -> list[Any]:
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """The same tensors in natural order of their names."""
-    heads: dict[str, list[Any]] = {}  # keys of what many names begin with, up to their last number
+    heads: dict[str, list[Any]] = {}  # keys of what many names begin with
 
     def key(name: str) -> list[Any]:
-        match = _LAST_NUMBER.fullmatch(name)
-        if match is None:
-            return natural_key(name)
-        head, number, rest = match.groups()
+        head, rest = cut(name)
         if head not in heads:
             heads[head] = natural_key(head)
-        return [*heads[head], int(number), rest]
+        *before, last = heads[head]
+        return [*before, last + rest]
 
     return {name: tensors[name] for name in sorted(tensors, key=key)}
 

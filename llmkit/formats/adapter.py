@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.formats import adapter_config as rules
 from llmkit.formats.adapter_files import CONFIG_NAME, empty_adapter
-from llmkit.formats.adapter_names import parse_name
+from llmkit.formats.adapter_names import parse_names
 from llmkit.tensors.lazy import Lazy
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
@@ -54,8 +54,11 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        checked: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
         for module, parts in self.modules.items():
-            _check_parts(self.label, module, parts)
+            if (shapes := tuple([(part, lazy.shape) for part, lazy in parts.items()])) not in checked:
+                _check_parts(self.label, module, parts)
+                checked.add(shapes)
 
     @property
     def is_transposed(self) -> bool:
@@ -147,8 +150,7 @@ def _sorted(
     deltas: dict[str, Lazy] = {}
     under: dict[str, Lazy] = {}
     adapters: dict[str, None] = {}
-    for stored, lazy in tensors.items():
-        name = parse_name(stored)
+    for name, lazy in zip(parse_names(tensors).values(), tensors.values(), strict=True):
         if name is None or name.part == "ranknum":
             continue
         if name.adapter is not None:

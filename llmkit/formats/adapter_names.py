@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmkit.formats.wrappers import unwrapped
+from llmkit.tensors.names import cut
 
 _PREFIX = re.compile(r"^(?:module\.)*(?:base_model\.model\.|base_model\.)?(?:module\.)*")
 _PARTS = (
@@ -26,11 +27,12 @@ _SAVED = re.compile(
     r"^(?P<module>.+?)\.(?P<wrapper>modules_to_save|ln_tuning_layers)\.(?:(?P<adapter>[^.]+)\.)?(?P<leaf>[^.]+)$"
 )
 # Copies of base weights that wrappers keep beside the trained ones.
+_BEGINNINGS = tuple(dict.fromkeys(part.split("_")[0] for part in _PARTS))
+_IS_PART = frozenset((*_PARTS, "lora_B.bias"))
 _FROZEN = re.compile(r"\.original_module\.|\.trainable_tokens_original|\.lora_velora_embed")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorName:
+class TensorName(NamedTuple):
     """What a name says.
 
     Attributes:
@@ -47,7 +49,7 @@ class TensorName:
     @property
     def is_replacement(self) -> bool:
         """The tensor takes the place of one of the base."""
-        return self.part not in _PARTS and self.part != "lora_B.bias"
+        return self.part not in _IS_PART
 
 
 def parse_name(name: str) -> TensorName | None:
@@ -68,6 +70,27 @@ def parse_name(name: str) -> TensorName | None:
     return TensorName(module, leaf)
 
 
+def parse_names(names: Iterable[str]) -> dict[str, TensorName | None]:
+    """`parse_name` of many. What thousands begin and end with, before and after their last number, is parsed once."""
+    parsed: dict[str, TensorName | None] = {}
+    heads: dict[str, str | None] = {"": None}  # what a head is of a module's path
+    tails: dict[str, TensorName | None] = {}
+    for name in names:
+        head, tail = cut(name)
+        if head not in heads:
+            begin = parse_name(f"{head}.weight")
+            heads[head] = begin.module if begin is not None and begin[1:] == ("weight", None) else None
+        if tail not in tails:
+            rest = parse_name(f"0{tail}") if tail.startswith(".") else None
+            tails[tail] = None if rest is None or rest.is_replacement else rest._replace(module=rest.module[1:])
+        start, end = heads[head], tails[tail]
+        if start is None or end is None:
+            parsed[name] = parse_name(name)
+        else:
+            parsed[name] = TensorName(start + end.module, end.part, end.adapter)
+    return parsed
+
+
 def is_adapter_part(name: str) -> bool:
     """Whether a tensor of this name is part of an adapter's update, rather than a whole parameter."""
     parsed = parse_name(name)
@@ -75,10 +98,16 @@ def is_adapter_part(name: str) -> bool:
 
 
 def adapter_parts(names: Iterable[str]) -> list[str]:
-    """Those names for which `is_adapter_part` holds. Of a model with a hundred thousand, none is taken apart."""
+    """Those names for which `is_adapter_part` holds."""
+    return [name for name in with_words(names, _BEGINNINGS) if is_adapter_part(name)]
+
+
+def with_words(names: Iterable[str], words: Iterable[str]) -> list[str]:
+    """Those names that have one of some words in them. Of a model with a hundred thousand, none is looked at."""
     names = list(names)
     text = "\n".join(names)
-    return [name for name in names if is_adapter_part(name)] if any(part in text for part in _PARTS) else []
+    there = [word for word in words if word in text]
+    return [name for name in names if any(word in name for word in there)] if there else []
 
 
 def _adapter_part(module: str, part: str, rest: str | None) -> TensorName:

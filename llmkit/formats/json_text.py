@@ -12,7 +12,6 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from llmkit.errors import InputError
 MAX_NBYTES = 100_000_000  # of one document; the largest published tokenizer.json has some 35 MB
 MAX_DEPTH = 64  # what reads a document may recurse over it, and so may what writes it again
 MAX_DIGITS = 300  # of a whole number, so that it has a float; a tokenizer's model_max_length may have 31
+_CONTAINERS = frozenset((dict, list))
 _CONTAINER_NBYTES = 20  # of a document for each object and array that it may have; one takes some 64 more than its text
+_TO_ZEROS, _TOO_LONG = bytes.maketrans(b"123456789", b"0" * 9), b"0" * (MAX_DIGITS + 1)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 REMEDY = "copy the file from the model's source again"
 """What is hinted at where no other remedy is known."""
@@ -91,7 +92,9 @@ def parse_json(data: bytes | str, where: str, *, max_nbytes: int = MAX_NBYTES, i
         strict: dict[str, Any] = {}
         if is_strict:
             strict = {"parse_constant": _no_number, "parse_float": _finite, "object_pairs_hook": _unique}
-        document = json.loads(text, parse_int=_whole, **strict)
+        if _TOO_LONG in (data if isinstance(data, bytes) else text.encode()).translate(_TO_ZEROS):
+            strict["parse_int"] = _whole  # for the error; it is slow
+        document = json.loads(text, **strict)
         if n_containers > MAX_DEPTH:
             _check_depth(document)
         if _SURROGATE.search(text):
@@ -159,13 +162,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_depth(document: Any) -> None:
-    level: list[Any] = [document]
+    level: list[Any] = [document] if type(document) in _CONTAINERS else []
     for _ in range(MAX_DEPTH):
-        level = [inner for value in level for inner in _members(value) if isinstance(inner, dict | list)]
+        members = (value.values() if type(value) is dict else value for value in level)
+        level = [inner for inside in members for inner in inside if type(inner) in _CONTAINERS]
         if not level:
             return
     raise ValueError(f"nested deeper than {MAX_DEPTH}")
-
-
-def _members(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

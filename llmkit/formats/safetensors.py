@@ -22,7 +22,8 @@ from llmkit.tensors.spec import MAX_DIMS, DType, TensorSpec
 
 MAX_HEADER_NBYTES = 100_000_000
 _PLAIN = (",", ":")
-_Key = tuple[DType, tuple[int, ...]]
+_Key = tuple[str, str]  # dtype and shape as the header has them
+_MOST, _NUMBERS = 2**64, "non-negative integers"
 _BY_NAME = {d.name: d for d in DType}
 # The reference writer sorts by its enum of dtypes, largest alignment first; equal sizes keep this order.
 _RANK = {
@@ -69,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
         raise InputError(f"{path}: __metadata__ of the header: expected an object of texts")
     tensors: dict[str, Lazy] = {}
     spans = []
-    specs: dict[_Key, TensorSpec] = {}  # one object for all that are alike
+    specs: dict[tuple[str, str], TensorSpec] = {}  # of each dtype and shape, which many have
     for name, entry in header.items():
         spec, begin, end = _entry(path, name, entry, specs)
         spans.append((begin, end, name))
@@ -80,27 +81,30 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
 
 def _entry(path: Path, name: str, entry: Any, specs: dict[_Key, TensorSpec]) -> tuple[TensorSpec, int, int]:
     try:
-        is_list = isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
-        if not is_list or not isinstance(entry["dtype"], str):
-            raise TypeError(entry)
-        dtype, shape = _BY_NAME.get(entry["dtype"]), tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        is_sound = set(map(type, numbers)) == {int} and min(numbers) >= 0 and max(numbers) < 2**64 and begin <= end
+        key = entry["dtype"], repr(entry["shape"])  # in which `true` and 1.0 are not 1
+        spec = specs.get(key) or specs.setdefault(key, _spec(path, name, entry["dtype"], entry["shape"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: tensor {name!r}: malformed entry in the header") from error
-    if dtype is None:
-        raise InputError(f"{path}: tensor {name!r}: dtype {entry['dtype']!r} is not supported")
-    if not is_sound:
-        raise InputError(f"{path}: tensor {name!r}: shape and offsets must be non-negative integers, begin <= end")
-    if len(shape) > MAX_DIMS:
-        raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, expected at most {MAX_DIMS}")
-    spec = specs.get((dtype, shape)) or specs.setdefault((dtype, shape), TensorSpec(dtype, shape))
+    if not (type(begin) is int is type(end) and 0 <= begin <= end < _MOST):
+        raise InputError(f"{path}: tensor {name!r}: shape and offsets must be {_NUMBERS}, begin <= end")
     if end - begin != spec.nbytes:
         raise InputError(
             f"{path}: tensor {name!r}: {spec} needs {spec.nbytes} bytes, its offsets {begin}:{end} hold {end - begin}"
         )
     return spec, begin, end
+
+
+def _spec(path: Path, name: str, dtype: Any, shape: Any) -> TensorSpec:
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise TypeError(dtype, shape)
+    if dtype not in _BY_NAME:
+        raise InputError(f"{path}: tensor {name!r}: dtype {dtype!r} is not supported")
+    if not all(type(n) is int and 0 <= n < _MOST for n in shape):
+        raise InputError(f"{path}: tensor {name!r}: shape and offsets must be {_NUMBERS}, begin <= end")
+    if len(shape) > MAX_DIMS:
+        raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, expected at most {MAX_DIMS}")
+    return TensorSpec(_BY_NAME[dtype], tuple(shape))
 
 
 def _check_coverage(path: Path, spans: list[tuple[int, int, str]], data_nbytes: int) -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def unwrapped(name: str) -> str:
     """The name without components that wrappers add anywhere."""
-    if "_mod" not in name:
+    if "_module" not in name and "_orig_mod" not in name:
         return name
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 

@@ -110,12 +110,12 @@ class Plan:
     @cached_property
     def read_nbytes(self) -> int:
         """Bytes of the input tensors, each counted once."""
-        return sum(r.specs[0].nbytes for r in self._reads)
+        return sum([r.specs[0].nbytes for r in self._reads])
 
     @cached_property
     def sources(self) -> tuple[SourceFile, ...]:
         """The files that tensors are read from, as they were opened."""
-        return tuple({id(r.source): r.source for r in self._reads}.values())
+        return tuple(dict.fromkeys([r.source for r in self._reads]))
 
     @cached_property
     def inputs(self) -> Mapping[Path, int]:

@@ -33,9 +33,10 @@ class Alike:
 
     def __call__(self, kind: Hashable, inputs: tuple[Lazy, ...], *others: Any) -> dict[str, Lazy]:
         """The tensors made of `inputs` in the way that `kind` tells."""
-        if not all(isinstance(lazy.origin, Read) for lazy in inputs):
+        forms = [lazy.origin.form() for lazy in inputs if isinstance(lazy.origin, Read)]
+        if len(forms) < len(inputs):
             return dict(self._make(*inputs, *others))
-        key = (kind, *[lazy.origin.form() for lazy in inputs])
+        key = (kind, *forms)
         if (pattern := self._patterns.get(key)) is not None:
             return pattern.like(inputs, others)
         made = dict(self._make(*inputs, *others))

@@ -16,16 +16,9 @@ from typing import Any, Protocol
 from llmkit.lazy_imports import torch
 from llmkit.tensors.context import Bytes, Context, ReadObserver, Rows
 from llmkit.tensors.source import SourceFile, bytes_of
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.spec import DType, TensorSpec, form_of
 
 __all__ = ["Apply", "Bytes", "Context", "Lazy", "Node", "Read", "ReadObserver", "Rows", "reads_below"]
-
-_FORMS: dict[tuple[Any, ...], int] = {}
-
-
-def form_of(key: tuple[Any, ...]) -> int:
-    """Intern a form: equal keys give one integer, so that nested forms compare in constant time."""
-    return _FORMS.setdefault(key, len(_FORMS))
 
 
 class Node(ABC):
@@ -242,11 +235,14 @@ class Read(Node):
         self.strides = strides
         self.n_rows = spec.n_rows
         self.row_step = 1 if strides is None else None
-        self.attrs = {"file": str(source.path), "tensor": name}
 
     @property
     def is_moved(self) -> bool:
         return self.strides is None
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:  # type: ignore[override]  # made when they are shown
+        return {"file": str(self.source.path), "tensor": self.name}
 
     @property
     def span_nbytes(self) -> int:
@@ -281,7 +277,8 @@ class Read(Node):
         return self.slice_nbytes(n_rows) * (1 if self.strides is None else 2)
 
     def form(self) -> object:
-        return form_of((Read, self.specs, self.strides))
+        form = self.specs[0].form
+        return form if self.strides is None else form_of((Read, form, self.strides))
 
     @property
     def place(self) -> str:

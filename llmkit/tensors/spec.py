@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, suggestion
 from llmkit.lazy_imports import torch
@@ -90,6 +90,13 @@ _ALIASES = {
 MAX_DIMS = 64
 """Dimensions of a tensor: as many as numpy and torch compute with."""
 
+_FORMS: dict[tuple[Any, ...], int] = {}
+
+
+def form_of(key: tuple[Any, ...]) -> int:
+    """Intern a form of specs or nodes: equal keys give one integer, so that nested forms compare in constant time."""
+    return _FORMS.setdefault(key, len(_FORMS))
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -98,16 +105,19 @@ class TensorSpec:
     Attributes:
         numel: number of elements (1 for a scalar).
         nbytes: size of the data in bytes.
+        form: a number, the same for equal ones.
     """
 
     dtype: DType
     shape: tuple[int, ...]
     numel: int = field(init=False, compare=False, repr=False)
     nbytes: int = field(init=False, compare=False, repr=False)
+    form: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numel", prod(self.shape))
         object.__setattr__(self, "nbytes", self.numel * self.dtype.itemsize)
+        object.__setattr__(self, "form", form_of((self.dtype, self.shape)))
 
     @property
     def n_rows(self) -> int:

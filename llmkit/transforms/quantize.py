@@ -9,15 +9,15 @@ from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, folder_codec
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.lazy import Lazy
-from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.spec import DType
 from llmkit.transforms.layers import GroupSize
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
-from llmkit.transforms.schemes import assign_grids
+from llmkit.transforms.schemes import assign_grids, distinct
 from llmkit.transforms.storing import encoded_checkpoint
 
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
@@ -83,7 +83,7 @@ def quantize(
         codec = codec.with_activations(activations)
     recipe = recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
-    for grid in dict.fromkeys(chosen.grids.values()):
+    for grid in distinct(chosen.grids.values()):
         if (why := algorithm.refuses(grid)) is None:
             continue
         name = next(name for name, its in chosen.grids.items() if its == grid)
@@ -97,14 +97,14 @@ def quantize(
         task = Task(weight, algorithm, chosen.grids[name], scale_dtype, name, observe, device)
         return quantizer(task) if quantizer is not None else quantized(task)
 
-    kinds: dict[tuple[Grid, TensorSpec, TensorSpec], QuantizedMatrix] = {}
+    kinds: dict[tuple[int, int, int], QuantizedMatrix] = {}  # by the grid and the forms of what is stored and read
     for name, lazy in chosen.weights.items():
         if quantizer is not None:  # which knows the inputs of each
             matrices[name] = made(lazy, name)
             continue
         if meter is not None:
             meter.expect(name, lazy.shape[0])
-        kind = chosen.grids[name], ckpt.tensors[name].spec, lazy.spec
+        kind = id(chosen.grids[name]), ckpt.tensors[name].spec.form, lazy.spec.form
         matrices[name] = kinds.get(kind) or kinds.setdefault(kind, made(lazy, name))
     tensors, notes = dict(ckpt.tensors), [f"{chosen.words}, {algorithm.words}"]
     if quantizer is not None:
@@ -112,7 +112,7 @@ def quantize(
         tensors |= quantizer.changed()
     if chosen.layers.ignored:
         notes.append(f"linear layers kept as they are: {listing(chosen.layers.ignored)}")
-    grids = set(chosen.grids.values())
+    grids = distinct(chosen.grids.values())
     step = {
         "transform": "quantize", **algorithm.attrs(), "format": format,
         **(grids.pop().attrs() if len(grids) == 1 else {}), **({"activations": activations} if activations else {}),

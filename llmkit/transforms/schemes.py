@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import find_embeddings
@@ -26,6 +27,7 @@ from llmkit.transforms.layers import (
 from llmkit.transforms.recipe import Recipe, Scheme, first_matches
 
 FLOAT_BITS = 16
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,12 @@ def assign_grids(
     if odd:
         layers = layers_of(ckpt, [name for name in layers.names if name not in odd], codec)
         weights = {name: lazy for name, lazy in weights.items() if name not in odd}
-    if not codec.mixes_zeros and (layers.experts or len(set(schemes.values())) > 1):
+    if not codec.mixes_zeros and (layers.experts or len(distinct(schemes.values())) > 1):
         schemes = {name: replace(s, symmetric=s.symmetric is not False) for name, s in schemes.items()}
     grids: dict[str, Grid] = {}
     words: Counter[str] = Counter()
-    for scheme in dict.fromkeys(schemes.values()):
-        rows = {name: lazy.shape[1] for name, lazy in weights.items() if schemes[name] == scheme}
+    for scheme in distinct(schemes.values()):
+        rows = {n: t.shape[1] for n, t in weights.items() if (its := schemes[n]) is scheme or its == scheme}
         size = "auto" if scheme.group_size is None else scheme.group_size
         grid, reason = choose_grid(codec, scheme.bits, size, scheme.symmetric, rows, scheme.type.lower())
         grids |= dict.fromkeys(rows, grid)
@@ -124,6 +126,11 @@ def assign_grids(
     if odd:
         text += f" ({len(odd)} whose rows fall into no groups of {SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
     return GridAssignment(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+
+
+def distinct(values: Iterable[_T]) -> list[_T]:
+    """Those that are not equal, in order. Thousands of layers have one and the same, which is compared once."""
+    return list(dict.fromkeys({id(value): value for value in values}.values()))
 
 
 def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmkit.decoder.states import last_tokens
 from llmkit.lazy_imports import torch
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def build_layer(kind: TimeAndChannelMix, weights: Weights, index: int) -> Layer:
 
 def shifted(y: torch.Tensor, last: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The token before each one, and the last one in float32; `last` [B, hidden] is the past's."""
+    from llmkit.decoder.states import last_tokens
+
     whole = torch.cat([last[:, None].to(y.dtype), y], 1)
     return whole[:, :-1], last_tokens(whole, 1, real)[:, 0].float()
 

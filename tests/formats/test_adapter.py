@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.formats.adapter import from_peft
 from llmkit.formats.adapter_config import divisor_of, saved_modules, scaling_of
-from llmkit.formats.adapter_names import TensorName, parse_name
+from llmkit.formats.adapter_names import TensorName, parse_name, parse_names
 from llmkit.formats.adapter_opening import read_adapter
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
@@ -83,6 +83,16 @@ def test_every_saved_form_gives_the_same_table(tmp_path, name, prefix, infix):
 )
 def test_names(stored, expected):
     assert parse_name(stored) == expected
+
+
+def test_many_names_are_parsed_as_each_of_them():
+    heads = ["", "0", "base_model.model.model.layers.3.mlp.experts.17", "module.0", "a.lora_A.b.0", "m._orig_mod.h.3"]
+    heads += ["x.modules_to_save.0", "x.modules_to_save.default.h.1", "ia3", "hada_w1", "x.original_module.1"]
+    tails = ["", ".lora_A.weight", ".lora_B.default.bias", ".q.lora_A.weight", "..lora_A.weight", ".lora_A", "_l", "_a"]
+    tails += [".w._orig_mod.lora_B.weight", ".e.token_adapter.trainable_tokens_delta", ".x.lora_velora_embed", ".bias"]
+    tails += [".base_layer.weight", ".base_layer.lora_A.weight", ".modules_to_save.default.weight", ".ranknum"]
+    names = [head + tail for head in heads for tail in tails]
+    assert parse_names(names) == {name: parse_name(name) for name in names}
 
 
 def test_scaling():

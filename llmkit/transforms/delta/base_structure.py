@@ -19,6 +19,7 @@ from llmkit.transforms.delta.detect import embedding_rows, main_dtype
 from llmkit.transforms.delta.marker import Marker, specs_digest
 from llmkit.transforms.delta.profiles import NewRows, Profile
 
+_LAYER = re.compile(r"^.*?\.(\d+)\.", re.MULTILINE)
 _DELTA_WORD = re.compile(r"(^|[-_./ ])(w?diff|delta)s?($|[-_./ 0-9v])", re.IGNORECASE)
 
 
@@ -79,12 +80,9 @@ def bound_model(checkpoint: Checkpoint) -> Model | None:
 
 def size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """(layers, width) from names and shapes alone; None when the names carry no layer numbers."""
-    layers: set[int] = set()
+    layers = {int(number) for number in _LAYER.findall("\n".join(checkpoint.tensors))}
     widths: Counter[int] = Counter()
     for name, lazy in checkpoint.tensors.items():
-        match = re.search(r"\.(\d+)\.", name)
-        if match:
-            layers.add(int(match[1]))
         if len(lazy.shape) == 1 and "norm" in name:
             widths[lazy.shape[0]] += 1
     if not widths:

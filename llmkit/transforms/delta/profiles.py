@@ -14,7 +14,7 @@ from llmkit.errors import RequirementError, nearest
 from llmkit.tensors.spec import DType
 
 # Saved by old versions of the reference implementation, recomputed by every reader; never written.
-BUFFERS = ("*rotary_emb.inv_freq", "*rope.freqs")
+BUFFERS = ("rotary_emb.inv_freq", "rope.freqs")  # how their names end
 
 
 class Rule(Enum):
@@ -154,4 +154,4 @@ def find_profile(name: str) -> Profile:
 
 def is_buffer(name: str) -> bool:
     """Whether `name` is a rotary table that checkpoints of early 2023 carry and no reader needs."""
-    return any(fnmatchcase(name, glob) for glob in BUFFERS)
+    return name.endswith(BUFFERS)

@@ -145,7 +145,8 @@ def _check_kinds(base: Checkpoint, delta: Checkpoint) -> None:
 
 def _choose(base: Checkpoint, delta: Checkpoint, profile: str | None) -> Detection:
     if profile is None:
-        if size_of(base) is not None and size_of(delta) is not None and size_of(base) != size_of(delta):
+        have, need = size_of(base), size_of(delta)
+        if have is not None and need is not None and have != need:
             # The size tells more than a profile that cannot be told because of it.
             raise_refusals(judge_structure(base, delta, None))
         return detect(base, delta)

@@ -87,7 +87,9 @@ class Application:
             self.config_changes, zeros = missing_biases(self.ckpt, self.tensors)
             self.tensors.update(zeros)
         self._summarise(changed)
-        return {name: t.cast(self._stored_dtype(name, t)) for name, t in self.tensors.items()}
+        same = self.ckpt.tensors
+        others = {name: t for name, t in self.tensors.items() if same.get(name) is not t}
+        return self.tensors | {name: t.cast(self._stored_dtype(name, t)) for name, t in others.items()}
 
     def _stored_dtype(self, name: str, tensor: Lazy) -> DType:
         """The dtype that a tensor is stored in: what the base has."""

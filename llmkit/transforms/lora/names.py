@@ -31,9 +31,11 @@ class Paths:
         renamed = ckpt.architecture.names.in_memory if ckpt.architecture is not None else {}
         self._in_files = {loaded: stored for stored, loaded in renamed.items()}
         wanted = [m for m in modules if not self._is_head(m) and not self._has_parts]
-        candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
-        hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
-        self._change = candidates[-max(hits, default=(0, 0))[1]]
+        self._change = (0, "")
+        if not all(m in self._modules for m in wanted):
+            candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
+            hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
+            self._change = candidates[-max(hits, default=(0, 0))[1]]
         self.note = self._describe(wanted)
 
     def _is_head(self, module: str) -> bool:

@@ -123,7 +123,8 @@ def _path_to(name: str | None, adapter: Adapter, paths: Paths) -> str | None:
     if name is None:
         return None
     replaced = [n.removesuffix(".weight") for n in adapter.replacements if n.endswith(".weight")]
-    return next((p for p in (*adapter.modules, *adapter.tokens, *replaced) if paths.module(p) == _module(name)), None)
+    module = _module(name)
+    return next((p for p in (*adapter.modules, *adapter.tokens, *replaced) if paths.module(p) == module), None)
 
 
 def _rows_brought(adapter: Adapter, at_embed: str | None, at_head: str | None, n_rows: int) -> int | None:
