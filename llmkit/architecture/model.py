@@ -107,8 +107,10 @@ class Model:
         moved = []
         for slot in layer:
             parts = tuple([Part(new + id[n:], shape, rows) for id, shape, rows in slot.parts])
-            begin = new + slot.id[n:], block + slot.name[n_block:]  # twice as fast as `_replace`
-            moved.append(Slot(*begin, *slot[2:5], i, slot.formula, parts, *slot[8:]))
+            moved.append(Slot(
+                new + slot.id[n:], block + slot.name[n_block:], slot.shape, slot.kind, slot.is_optional, i,
+                slot.formula, parts, slot.groups, slot.is_transposed, slot.stack,
+            ))  # fmt: skip
         return moved
 
     def _slot(self, slot: str, shapes: list[tuple[str, SlotShape]], layer: int | None, place: Place) -> Slot:

@@ -14,9 +14,9 @@ from typing import Any
 
 from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
-from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows, form_of
+from llmkit.tensors.lazy import Apply, Bytes, Context, Lazy, Node, Rows
 from llmkit.tensors.source import bytes_of, tensor_of
-from llmkit.tensors.spec import TensorSpec
+from llmkit.tensors.spec import TensorSpec, form_of
 
 
 class MoveBytes(Apply):

@@ -26,6 +26,7 @@ from llmkit.transforms.lora.tying import plan_embeddings
 
 _COMPARED_NBYTES = 2**25  # of a copy of the base's embedding or head; its ends first
 # Buffers that old checkpoints carry and that nothing reads.
+_OF_BIASES = ("lora_B.bias", "ia3_l")
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
@@ -64,6 +65,7 @@ class Application:
             self.notes.append(self._paths.note)
         plan = plan_embeddings(ckpt, adapter, self._embeddings, self._paths, force=force)
         self.adapter, self.tensors, self.files = plan.adapter, plan.tensors, plan.files
+        self._has_targets = bool(self.adapter.config.get("target_parameters"))
         self.n_rows, self.unties = plan.n_rows, plan.unties
         self.notes += plan.notes
         self.warnings = plan.warnings
@@ -170,7 +172,7 @@ class Application:
     def _update(self, module: str, parts: Mapping[str, Lazy]) -> None:
         name = f"{self._paths.module(module)}.weight"
         weight = self.tensors.get(name)
-        bare = targets_of(self.adapter.config, module) if "lora_A" in parts else []
+        bare = targets_of(self.adapter.config, module) if self._has_targets and "lora_A" in parts else []
         if "weight" in bare or (bare and weight is None):
             for update in parameter_updates(self.adapter, self.tensors, module, self._paths.module(module)):
                 self._update_parameter(update)
@@ -186,7 +188,8 @@ class Application:
         kind = (tuple(parts), self.adapter.scaling.get(module, 1.0), self._stored_dtype(name, weight), how)
         updated = self._alike(kind, (weight, *parts.values()), module, name, tuple(parts))
         self.tensors[name] = updated["weight"]
-        self._update_bias(module, name.removesuffix("weight") + "bias", parts)
+        if self.adapter.kind == FOLDED or not parts.keys().isdisjoint(_OF_BIASES):
+            self._update_bias(module, name.removesuffix("weight") + "bias", parts)
 
     def _made(self, weight: Lazy, *given: Any) -> dict[str, Lazy]:
         """A weight with the update of its module, for `Alike`: `given` are the parts, the names and those of parts."""
