@@ -223,7 +223,8 @@ def tokenizer_contents(path: Path) -> dict[str, FileContent]:
         ckpt = open_checkpoint(path)
         if (contents := classify(ckpt)).kind == "measurements":
             raise InputError(f"{path} is {contents.words}; expected a tokenizer", hint=contents.hint)
-        return dict(ckpt.files)
+        beside = {name: FileContent(path=path.parent / name) for name in TOKENIZER_FILES}
+        return dict(ckpt.files) or {name: file for name, file in beside.items() if (path.parent / name).is_file()}
     is_json, is_ranks = head.lstrip()[:1] == b"{", looks_like_ranks(head)
     return {"tokenizer.json" if is_json else "vocab.tiktoken" if is_ranks else "tokenizer.model": content}
 

@@ -6,13 +6,16 @@ import csv
 import json
 
 import pytest
+import torch
 import vocab_world as world
+from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 import llmkit
 from llmkit.cli.app import main
 from llmkit.tokenization.agreement import compare_vocabulary
+from llmkit.tokenization.bundle import tokenizer_contents
 from llmkit.tokenization.scripts import script_of
 from llmkit.transforms import vocab
 
@@ -139,3 +142,9 @@ def test_commands(case, capsys):
     assert main(["vocab", "extend", str(case / "m"), "--with", str(case / "nope"), "-o", str(case / "x")]) == 2
     assert "no such file" in capsys.readouterr().err
     assert not (case / "x").exists()
+
+
+def test_the_tokenizer_beside_a_weight_file(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    assert list(tokenizer_contents(tmp_path / "model.safetensors")) == ["tokenizer.json"]
