@@ -10,6 +10,7 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.output import Output
+from llmkit.errors import InputError
 
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
@@ -141,8 +142,14 @@ class ComputeOptions:
         Raises:
             LlmkitError: the backend cannot compute it, or does not have one of the options.
         """
-        from llmkit.onnx.backend import load_backend
+        from llmkit.onnx.backend import BACKENDS, load_backend
 
+        if self.backend not in BACKENDS:
+            from llmkit.evaluation.engine import engine_names
+
+            if self.backend in engine_names():
+                known = f"--backend {', '.join(BACKENDS)}"
+                raise InputError(f"--backend {self.backend} is for llmkit eval alone", hint=known)
         out.doing(f"loading {ckpt.label}")
         return load_backend(ckpt, backend=self.backend, dtype=self.dtype, device=self.device, provider=self.provider)
 

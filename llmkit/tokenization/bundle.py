@@ -13,6 +13,7 @@ from llmkit.architecture.tokenizers import SentencePieceFile
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.classification import classify
 from llmkit.checkpoint.file_content import FileContent
+from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError, RequirementError
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.folder import is_weight_file
@@ -28,6 +29,7 @@ _SENTENCEPIECE = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.SENTENCEPIEC
 _GGUF = b"GGUF"
 _WEIGHTS = (safetensors.looks_like, torch_pickle.looks_like, imatrix.looks_binary)
 _TIKTOKEN = names_of(FileKind.SENTENCEPIECE_OR_RANKS, FileKind.RANKS)
+_BYTE_LEVEL = names_of(FileKind.VOCABULARY, FileKind.MERGES)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class TokenizerFiles:
             RequirementError: there are none, or only kinds that cannot be edited.
             InputError: a file is malformed.
         """
-        tokenizer = read_tokenizer(ckpt.label, ckpt.files)
+        tokenizer = read_tokenizer(ckpt.label, ckpt.files, ckpt.config)
         if tokenizer.sp is None and tokenizer.fast is None:
             raise RequirementError(
                 f"{ckpt.label} has {_what(tokenizer)}; a vocabulary is edited in tokenizer.json or a SentencePiece "
@@ -176,8 +178,15 @@ class TokenizerFiles:
             files[self.ranks_name] = FileContent(data=serialize_ranks(ordered))
 
 
-def read_tokenizer(label: str, files: Mapping[str, FileContent]) -> TokenizerFiles:
+def read_tokenizer(
+    label: str, files: Mapping[str, FileContent], config: Mapping[str, Any] | None = None
+) -> TokenizerFiles:
     """Parse whatever tokenizer files there are (none gives an empty bundle).
+
+    Args:
+        label: for messages.
+        files: by name.
+        config: the model's, which names the class of a tokenizer whose settings do not.
 
     Raises:
         InputError: a file is malformed.
@@ -194,10 +203,22 @@ def read_tokenizer(label: str, files: Mapping[str, FileContent]) -> TokenizerFil
     fast = None
     if "tokenizer.json" in files:
         fast = FastTokenizer.parse(files["tokenizer.json"].read(), f"{label}: tokenizer.json")
+    elif sp is None and ranks is None and all(name in files for name in _BYTE_LEVEL):
+        fast = _of_merges(label, files, config or {})
     return TokenizerFiles(
         label, files, sp_name, sp, fast, ranks_name, ranks,
         _object(label, files, "tokenizer_config.json"), _object(label, files, "added_tokens.json"),
     )  # fmt: skip
+
+
+def _of_merges(label: str, files: Mapping[str, FileContent], config: Mapping[str, Any]) -> FastTokenizer | None:
+    """The tokenizer.json that transformers' class makes of vocab.json and merges.txt; None for a class of remote code."""
+    try:
+        tokenizer = load_tokenizer(Checkpoint(label, {}, config, files))
+    except InputError:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else FastTokenizer.parse(backend.to_str().encode(), f"{label}: vocab.json")
 
 
 def tokenizer_contents(path: Path) -> dict[str, FileContent]:

@@ -84,7 +84,7 @@ def vocabulary_metadata(
     Raises:
         InputError: a malformed file.
     """
-    tokenizer = read_tokenizer(label, files)
+    tokenizer = read_tokenizer(label, files, config)
     published = {k.file: files[k.file].read() for k in TOKENIZERS.values() if k.file in files}
     kind = choose_kind(tokenizer.config or {}, published, kind)
     if tokenizer.sp is not None:

@@ -73,4 +73,6 @@ def test_eval(call, strange, tmp_path):
 def test_a_backend_that_is_none(call, tiny):
     done = call("generate", tiny, "w5", "--backend", "vllm")
     assert done.code == 2
-    assert done.err == "error: unknown backend 'vllm'\nhint: --backend auto, llmkit, transformers, onnx\n"
+    assert (
+        done.err == "error: --backend vllm is for llmkit eval alone\nhint: --backend auto, llmkit, transformers, onnx\n"
+    )

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 import llmkit
 from llmkit.errors import InputError
+from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms import vocab
 
 CORPUS = [
@@ -185,3 +186,30 @@ def test_the_real_vocabulary(shared, tmp_path):
         assert new.encode(line, out_type=str) == old.encode(line, out_type=str)
     assert figures["of_corpus"] == len(set(old.encode(text)) | {i for s in text.split("\n") for i in old.encode(s)})
     assert figures["tokens"] == new.vocab_size() < 8000
+
+
+def test_vocab_json_with_merges_is_what_transformers_makes_of_it(tmp_path):
+    """Folders of slow classes have no tokenizer.json (facebook/opt-125m, Qwen2Tokenizer of transformers 4)."""
+    from transformers import AutoTokenizer
+
+    whole = Tokenizer.from_str(world.byte_level(world.ENGLISH, 400))
+    whole.model.save(str(tmp_path))
+    n = whole.get_vocab_size()
+    end = {"content": "<|endoftext|>", "special": True}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+                "bos_token": "<|endoftext|>", "added_tokens_decoder": {str(n): end}}  # fmt: skip
+    files = {name: (tmp_path / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    files["tokenizer_config.json"] = json.dumps(settings)
+    ckpt = world.model(tmp_path / "m", n + 1, files, hidden=16)
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path / "m"))
+    assert vocab.info(ckpt)["n_tokens"] == n + 1
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
+    out = vocab.trim(ckpt, tmp_path / "corpus.txt")
+    llmkit.save(out, tmp_path / "out")
+    ours = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    assert len(ours) < len(theirs)
+    for text in [*CORPUS, "a<|endoftext|>fox"]:
+        assert ours.convert_ids_to_tokens(ours(text).input_ids) == theirs.convert_ids_to_tokens(theirs(text).input_ids)
+    metadata, warnings = vocabulary_metadata("m", ckpt.files, ckpt.config, n + 1, pre="gpt-2")
+    assert warnings == []
+    assert metadata["tokenizer.ggml.tokens"] == theirs.convert_ids_to_tokens(range(n + 1))

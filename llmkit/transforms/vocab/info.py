@@ -37,7 +37,9 @@ def info(
         InputError: the text cannot be read.
         RequirementError: no tokenizer, or a text given for one that cannot encode here.
     """
-    tokenizer = target if isinstance(target, TokenizerFiles) else read_tokenizer(target.label, target.files)
+    tokenizer = (
+        target if isinstance(target, TokenizerFiles) else read_tokenizer(target.label, target.files, target.config)
+    )
     description: dict[str, Any] = {
         "label": tokenizer.label,
         "kind": tokenizer.kind,
