@@ -32,7 +32,7 @@ def parts(**metadata: str) -> Parts:
 def test_a_sound_one() -> None:
     memory = Memory(parts(initial='{"sum": 2}'))
     assert memory.pasts == ["past"]
-    assert torch.equal(memory.held("sum", {}, 1, 0), torch.full((1, 2, 3, 4), 2.0))
+    assert torch.equal(memory.state_value("sum", {}, 1, 0), torch.full((1, 2, 3, 4), 2.0))
 
 
 @pytest.mark.parametrize(

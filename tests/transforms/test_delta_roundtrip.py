@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -26,10 +27,12 @@ INTS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: 
 class Held(Read):
     """A tensor in memory that stands for a read."""
 
+    attrs: ClassVar = {}
+
     def __init__(self, data: torch.Tensor) -> None:
         self.data = data
         self.specs = (TensorSpec(DType.of(data.dtype), tuple(data.shape)),)
-        self.inputs, self.attrs, self.n_rows, self.row_step = (), {}, data.shape[0], 1
+        self.inputs, self.n_rows, self.row_step = (), data.shape[0], 1
 
     def evaluate(self, rows, context):
         return (self.data[rows[0] : rows[1]],)
