@@ -212,7 +212,7 @@ def read_tokenizer(
 
 
 def _of_merges(label: str, files: Mapping[str, FileContent], config: Mapping[str, Any]) -> FastTokenizer | None:
-    """The tokenizer.json that transformers' class makes of vocab.json and merges.txt; None for a class of remote code."""
+    """The tokenizer.json that transformers makes of vocab.json and merges.txt; None for a class of remote code."""
     try:
         tokenizer = load_tokenizer(Checkpoint(label, {}, config, files))
     except InputError:
