@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from signal import SIGINT, pthread_kill
-from threading import local, main_thread
+from threading import Lock, local, main_thread
+from time import sleep
 
 import pytest
 import torch
@@ -193,14 +194,16 @@ def test_an_interruption_finishes_the_forwards_that_are_more_than_half_done(
     four.save_pretrained(tmp_path / "four")
     scorer = Scorer(load_decoder(open_checkpoint(tmp_path / "four")), 30, 4, answers=Answers(tmp_path / "kept"))
     forward, attend, read, asked = Scorer.forward_in_memory, Packed.attend, local(), []
+    first = Lock()
 
     def noting(self, stretches, *given, **named):
         read.queries = {query for segment, _, _ in stretches for _, query, _ in segment.reads}
         return forward(self, stretches, *given, **named)
 
     def interrupting(self, at, *given):
-        if at == layer and read.queries and not asked:
+        if at == layer and read.queries and first.acquire(blocking=False):
             asked.extend(read.queries)
+            sleep(0.1)  # until both streams have been started: a thread is not waited for before
             pthread_kill(main_thread().ident, SIGINT)
             assert scorer._forwards.stop.wait(30)
         return attend(self, at, *given)
