@@ -116,7 +116,7 @@ def _assemble() -> None:
         group = typer.Typer(help=text, no_args_is_help=True)
         for command in members:
             command.add_to(group)
-        app.add_typer(group, name=name)
+        app.add_typer(group, name=name, short_help=text)  # the whole sentence in the list
 
 
 _assemble()
