@@ -121,11 +121,12 @@ class Forwards:
             self._push(segment.children, cache)
 
     def _push(self, segments: Iterable[Segment], cache: Any) -> None:
-        most = self._most().tokens if self._joins else 0
+        most = self._most().tokens
         whole: list[Segment] = []
         inner: list[Segment] = []
         for segment in segments:
-            (whole if not segment.children or count_tokens([segment]) <= most else inner).append(segment)
+            is_whole = not segment.children or (self._joins and count_tokens([segment]) <= most)
+            (whole if is_whole else inner).append(segment)
         if inner:
             self._groups.append(_Group(inner, cache, keep=True))
         if whole:

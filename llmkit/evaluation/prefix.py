@@ -155,25 +155,15 @@ def pack(segments: Sequence[Segment], batch_tokens: int, *, whole: bool = False)
         yield batch
 
 
-def depth_first(segments: Sequence[Segment]) -> tuple[list[Segment], list[int]]:
-    """Segments, each followed by those below it, and the place of the one that each continues, -1 for none of them."""
-    found: list[Segment] = []
-    parents: list[int] = []
-    pending = [(segment, -1) for segment in reversed(segments)]
+def depth_first(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Segments, each followed by all that is below it."""
+    pending = [*reversed(segments)]
     while pending:
-        segment, parent = pending.pop()
-        pending += [(child, len(found)) for child in reversed(segment.children)]
-        found.append(segment)
-        parents.append(parent)
-    return found, parents
+        segment = pending.pop()
+        yield segment
+        pending += reversed(segment.children)
 
 
 def count_tokens(roots: Sequence[Segment]) -> int:
     """How many tokens are computed in all."""
-    total = 0
-    pending = list(roots)
-    while pending:
-        segment = pending.pop()
-        total += len(segment)
-        pending += segment.children
-    return total
+    return sum(map(len, depth_first(roots)))

@@ -180,14 +180,7 @@ class Scorer:
 
     def _work(self, segments: Sequence[Segment]) -> int:
         """What segments and those below them take, as `progress` counts it."""
-        if self._costs is None:
-            return count_tokens(segments)
-        total, pending = 0, [*segments]
-        while pending:
-            segment = pending.pop()
-            total += self._flop(segment.start, segment.stop)
-            pending += segment.children
-        return total
+        return sum(self._flop(segment.start, segment.stop) for segment in depth_first(segments))
 
     def _flop(self, start: int, stop: int) -> int:
         return self._costs.flop(start, stop) // self._per_unit if self._costs is not None else stop - start
@@ -212,7 +205,9 @@ class Scorer:
 
     def _compute_joined(self, batch: list[Segment], cache: Any, targets: Targets) -> None:
         """Compute segments and all that is below them in one forward; where memory is short, one after the other."""
-        segments, parents = depth_first(batch)
+        segments = [*depth_first(batch)]
+        places = {id(segment): i for i, segment in enumerate(segments)}
+        parents = [places.get(id(segment.parent), -1) for segment in segments]
         stretches = [(s, s.start, s.stop) for s in segments]
         fits = count_tokens(batch) <= self._now.tokens
         if fits and self._forward(stretches, cache, targets, keep=False, parents=parents) is not None:

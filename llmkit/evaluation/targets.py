@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.evaluation.answers import KeptAnswers, TokenScore
-from llmkit.evaluation.prefix import Query, Segment
+from llmkit.evaluation.prefix import Query, Segment, depth_first
 from llmkit.evaluation.waiting import HeadRead
 from llmkit.lazy_imports import torch
 
@@ -40,13 +40,8 @@ class Targets:
         """Whether everything is known that is read in segments and below them."""
         if not self._kept.reads:
             return False
-        below = [*segments]
-        while below:
-            segment = below.pop()
-            if any((query, slot) not in self._kept.reads for _, query, slot in segment.reads):
-                return False
-            below += segment.children
-        return True
+        reads = (read for segment in depth_first(segments) for read in segment.reads)
+        return all((query, slot) in self._kept.reads for _, query, slot in reads)
 
     def fill(self, logits: torch.Tensor, rows: list[int], reads: list[HeadRead]) -> None:
         """Read `reads` from float32 logits [len(rows), V]."""

@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
         raise InputError(f"{path}: __metadata__ of the header: expected an object of texts")
     tensors: dict[str, Lazy] = {}
     spans = []
-    specs: dict[tuple[str, str], TensorSpec] = {}  # of each dtype and shape, which many have
+    specs: dict[_Key, TensorSpec] = {}  # of each dtype and shape, which many have
     for name, entry in header.items():
         spec, begin, end = _entry(path, name, entry, specs)
         spans.append((begin, end, name))
