@@ -75,12 +75,22 @@ def run_all(pool: ThreadPoolExecutor, run: Callable[[T], None], over: Iterable[T
     Args:
         stop: is set then, so that calls in flight can end.
     """
+    thrown: list[BaseException] = []
+
+    def run_one(each: T) -> None:
+        try:
+            run(each)
+        except BaseException as error:
+            thrown.append(error)  # before the others stop, which may throw, too
+            stop.set()
+            raise
+
     with pool:
         try:  # from the first submission on: an interrupt there must stop the others, too
-            futures = [pool.submit(run, each) for each in over]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            futures = [pool.submit(run_one, each) for each in over]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            if thrown:
+                raise thrown[0]
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
