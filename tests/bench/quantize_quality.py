@@ -2,13 +2,15 @@
 
     python tests/bench/quantize_quality.py MODEL SCRATCH --calibration TEXT --held TEXT [--case BITS:sym|asym …]
         [--method rtn gptq …] [--group 64] [--samples 64] [--length 512] [--context 1024] [--windows 20]
-        [--peer gptqmodel=PYTHON autoround=PYTHON hqq=PYTHON …]
+        [--layers N] [--peer gptqmodel=PYTHON autoround=PYTHON hqq=PYTHON …]
 
 Every row is one process that quantizes the linear layers of MODEL (embedding and head stay floats) with the same
 windows of the same calibration text: llmkit's are `llmkit quantize`, the peers' are in `quantize_peers.py`, run by the
 Python of an environment that has them. All of them are then measured by one program, llmkit's decoder in float32 with
 the numbers that the integers stand for, on the first windows of the held-out text: perplexity, mean KL divergence of
 the next-token distribution from MODEL's, and the share of tokens where another one is the most probable.
+With --layers only the first N layers are quantized (every tool is given a model that ends after them; it sees the same
+inputs of each layer as in the whole one) and measured below the other layers in floats: for tools that take hours.
 Folders that exist in SCRATCH are measured, not made again.
 
 Which is faster is told by the processor time (CPU) with `taskset -c 0 env OMP_NUM_THREADS=1`, from a second run on: the
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -29,11 +32,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from llmkit.decoder.language_model import LanguageModel
 
 PEERS = Path(__file__).with_name("quantize_peers.py")
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def run(command: list[str], log: Path) -> tuple[float, float, float]:
@@ -45,6 +50,31 @@ def run(command: list[str], log: Path) -> tuple[float, float, float]:
     if status:
         raise RuntimeError(f"{' '.join(command[:6])} … failed:\n{log.read_text()[-800:]}")
     return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def cut(model: Path, n: int, folder: Path) -> Path:
+    """MODEL without its layers from the n-th on."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "llmkit.json"), dirs_exist_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": n}))
+    tensors = load_file(model / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if not (found := LAYER.match(name)) or int(found[1]) < n}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def completed(quantized: Path, model: Path, folder: Path) -> Path:
+    """MODEL with the layers of `quantized`, dequantized, in the place of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    dense = folder.with_name("dense")
+    to_floats = ["convert", str(quantized), "--to", "dense", "--dtype", "float32", "--overwrite", "-o", str(dense)]
+    run([sys.executable, "-m", "llmkit", *to_floats], folder.with_suffix(".log"))
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "llmkit.json"))
+    layers = {
+        name: t for path in dense.glob("*.safetensors") for name, t in load_file(path).items() if LAYER.match(name)
+    }
+    save_file(load_file(model / "model.safetensors") | layers, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def decoder(model: Path) -> LanguageModel:
@@ -86,6 +116,7 @@ def main() -> None:
     parser.add_argument("--peer", nargs="*", default=[], metavar="NAME=PYTHON")
     for name, default in (("group", 64), ("samples", 64), ("length", 512), ("context", 1024), ("windows", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--layers", type=int, help="quantize the first N layers only")
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     from llmkit.errors import LlmkitError
@@ -94,11 +125,13 @@ def main() -> None:
 
     ids = held_ids(args.model, args.held, args.context, args.windows)
     reference = decoder(args.model)
+    taken = cut(args.model, args.layers, args.scratch / "cut") if args.layers else args.model
     samples = args.scratch / "samples.json"
     samples.write_text(json.dumps(calibration(args.model, args.calibration, args.length, args.samples)))
-    print(f"{args.model.name}, group {args.group}, {args.samples} x {args.length} tokens of {args.calibration.name}; "
-          f"{len(ids) // args.context} windows of {args.context} of {args.held.name}; torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads", flush=True)  # fmt: skip
+    extent = f"first {args.layers} layers" if args.layers else "whole"
+    print(f"{args.model.name}, {extent}, group {args.group}, {args.samples} x {args.length} tokens of "
+          f"{args.calibration.name}; {len(ids) // args.context} windows of {args.context} of {args.held.name}; "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)  # fmt: skip
     row = "{:10} {:22} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>8}"
     print(row.format("grid", "method", "perplex.", "KL", "flips", "time", "CPU", "peak", "size"), flush=True)
     floats = measure_perplexity(reference, ids, context=args.context)
@@ -108,7 +141,7 @@ def main() -> None:
         bits, symmetry = case.split(":")
         made = {}
         for method in args.method:
-            own = [sys.executable, "-m", "llmkit", "quantize", str(args.model), "--bits", bits, "--method", method,
+            own = [sys.executable, "-m", "llmkit", "quantize", str(taken), "--bits", bits, "--method", method,
                    "--symmetric" if symmetry == "sym" else "--asymmetric", "--group-size", str(args.group)]  # fmt: skip
             text = ["--calibration", str(args.calibration), "--samples", str(args.samples)]
             own += [*text, "--length", str(args.length)] if method not in ("rtn", "hqq") else ["--calibration", "none"]
@@ -118,7 +151,7 @@ def main() -> None:
             settings = {
                 "bits": int(bits), "symmetric": symmetry == "sym", "group": args.group, "ids": str(samples),
             }  # fmt: skip
-            made[name] = [python, str(PEERS), name, json.dumps(settings), str(args.model)]
+            made[name] = [python, str(PEERS), name, json.dumps(settings), str(taken)]
         for name, command in made.items():
             folder = args.scratch / f"{bits}-{symmetry}-{name.replace(' ', '-')}"
             note = folder.with_suffix(".json")
@@ -126,9 +159,8 @@ def main() -> None:
                 if not note.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     seconds, processor, peak = run([*command, str(folder)], folder.with_suffix(".log"))
-                    found = measure_divergence(
-                        ModelDistributions(reference), decoder(folder), ids, context=args.context
-                    )
+                    whole = completed(folder, args.model, args.scratch / "whole") if args.layers else folder
+                    found = measure_divergence(ModelDistributions(reference), decoder(whole), ids, context=args.context)
                     cost = {"seconds": seconds, "processor": processor, "peak": peak}
                     note.write_text(json.dumps({**found.as_dict(), **cost}))
             except (RuntimeError, LlmkitError) as error:
