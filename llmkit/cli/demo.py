@@ -86,11 +86,13 @@ def _measure(ckpt: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
     from llmkit.checkpoint.quantized import dequantized
     from llmkit.checkpoint.tokenizer import load_tokenizer
     from llmkit.decoder import load_decoder
+    from llmkit.evaluation.engine import EngineOptions
     from llmkit.evaluation.perplexity import measure_perplexity
+    from llmkit.evaluation.planning import Selection
     from llmkit.evaluation.runner import evaluate
 
     started = time.monotonic()
-    bench = evaluate(ckpt, "mini", progress=progress).benches["mini"]
+    bench = evaluate(ckpt, Selection("mini"), engine=EngineOptions(progress=progress)).benches["mini"]
     score = bench.micro
     ids = list(load_tokenizer(ckpt)(text, verbose=False)["input_ids"])
     measured = measure_perplexity(load_decoder(ckpt), ids, context=_CONTEXT, progress=progress)

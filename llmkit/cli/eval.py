@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +23,80 @@ from llmkit.errors import InputError
 from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
+    from llmkit.evaluation.planning import Selection
     from llmkit.evaluation.shards import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """What of the benchmarks is scored."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The published CSV files, or a task's data set (default: from the hub)."),
+    ] = None
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Task definitions of your own, in lm-eval's YAML.")
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="val|test|dev", help="The split to score (default: the benchmark's usual one)."),
+    ] = None
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.protocols,
+            help="How questions are put and answers read: lm-eval, or as published (mmlu: original, …).",
+        ),
+    ] = "lm-eval"
+    shots: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Examples in each prompt (default: the usual number).")
+    ] = None
+    limit: Annotated[
+        float | None,
+        typer.Option(metavar="N", min=0, help="Only the first N questions of each subject; below 1 a share."),
+    ] = None
+    subjects: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            autocompletion=completion.subjects,
+            help="Only these subjects, categories or subsets.",
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
+    ] = None
+    submission: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the answers as the leaderboard takes them (ceval, --split test)."),
+    ] = None
+
+    def selection(self, bench: str, templates: ChatOptions) -> Selection:
+        """The same as an argument of `runner.evaluate`.
+
+        Raises:
+            InputError: `--subjects` names none.
+        """
+        from llmkit.evaluation.planning import Selection
+
+        wanted = [s.strip() for s in (self.subjects or "").split(",") if s.strip()]
+        if self.subjects is not None and not wanted:
+            raise InputError("--subjects names none", hint="leave --subjects out for all of them")
+        return Selection(
+            bench,
+            data=self.data,
+            split=self.split,
+            protocol=self.protocol,
+            shots=self.shots,
+            limit=int(self.limit) if self.limit is not None and self.limit.is_integer() else self.limit,
+            subjects=wanted,
+            max_length=self.max_length,
+            chat_template=templates.name or templates.chat,
+            submission=self.submission,
+            include=self.include_path,
+        )
 
 
 @command(
@@ -48,51 +120,11 @@ def evaluate(
             help="mmlu, mmlu_pro, ceval, cmmlu, mini, or any task or group of lm-eval.",
         ),
     ],
+    selecting: SelectionOptions,
     templates: ChatOptions,
     computing: ComputeOptions,
     gating: GateOptions,
     scaling: ScalingOptions,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The published CSV files, or a task's data set (default: from the hub)."),
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Task definitions of your own, in lm-eval's YAML.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="val|test|dev", help="The split to score (default: the benchmark's usual one)."),
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=completion.protocols,
-            help="How questions are put and answers read: lm-eval, or as published (mmlu: original, …).",
-        ),
-    ] = "lm-eval",
-    shots: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Examples in each prompt (default: the usual number).")
-    ] = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(metavar="N", min=0, help="Only the first N questions of each subject; below 1 a share."),
-    ] = None,
-    subjects: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[,NAME]",
-            autocompletion=completion.subjects,
-            help="Only these subjects, categories or subsets.",
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="The longest prompt (default: the model's).")
-    ] = None,
-    submission: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the answers as the leaderboard takes them (ceval, --split test)."),
-    ] = None,
     show: Annotated[
         int | None,
         typer.Option(
@@ -112,66 +144,47 @@ def evaluate(
     Prints accuracy by category and subject with standard errors, and the averages with their intervals. The record
     holds the same and all settings, versions and digests. Scores are computed in float32 whatever the dtype.
     """
-    from llmkit.evaluation.planning import Selection
+    from llmkit.evaluation.engine import EngineOptions
     from llmkit.evaluation.record import check_record_path
     from llmkit.evaluation.records import read_record
     from llmkit.evaluation.runner import evaluate as run_evaluation
     from llmkit.evaluation.scoring import BATCH_TOKENS
     from llmkit.pipeline.journal import is_journal
 
-    wanted = [s.strip() for s in (subjects or "").split(",") if s.strip()]
-    if subjects is not None and not wanted:
-        raise InputError("--subjects names none", hint="leave --subjects out for all of them")
+    selection = selecting.selection(bench, templates)
     if show is not None:
         out.refuse_options(
             {"output", "compare", "submission", *(f.name for f in fields(GateOptions))}, "--show, which scores nothing"
         )
-        chat = bool(templates.name or templates.chat)
-        selection = Selection(bench, data, split, protocol, shots, show, wanted, chat, include=include_path)
-        show_prompts(out, model, selection, max_length=max_length, chat_template=templates.name or templates.chat)
+        show_prompts(out, model, replace(selection, limit=show))
         return
     gates = gates_of(out, gating, has_baseline=compare is not None, how="--compare BASELINE.json")
     shard, output = _part(out, scaling.shard, output)
     if output is not None:
         check_record_path(output)
-    _require_different({"--output": output, "--junit": gating.junit, "--submission": submission})
+    _require_different({"--output": output, "--junit": gating.junit, "--submission": selection.submission})
     baseline = read_record(compare) if compare is not None else None
-    gates.check_early(Selection(bench, protocol=protocol).names, baseline, compare)
-    chosen = (model, bench, data, include_path, split, protocol, shots, limit, subjects, submission)
-    settings = [*chosen, max_length, templates, computing, scaling]
-    keep = _answers_path(output, repr(settings))
-    score = partial(
-        run_evaluation,
-        model,
-        bench,
-        data=data,
-        split=split,
-        protocol=protocol,
-        shots=shots,
-        limit=int(limit) if limit is not None and limit.is_integer() else limit,
-        subjects=wanted,
+    gates.check_early(selection.names, baseline, compare)
+    keep = _answers_path(output, repr((model, selection, computing, scaling)))
+    engine = EngineOptions(
+        **asdict(computing),
+        url=scaling.url,
         batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
         memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,
-        url=scaling.url,
-        shard=shard,
-        submission=submission,
-        include=include_path,
-        tell=out.warning,
-        **asdict(computing),
-        max_length=max_length,
-        chat_template=templates.name or templates.chat,
-        log_samples=log_samples,
         progress=out.progress(),
-        keep=keep,
     )
     try:
-        record = score()
+        record = run_evaluation(
+            model, selection, engine=engine, log_samples=log_samples, keep=keep, shard=shard, tell=out.warning
+        )
     except KeyboardInterrupt:
         raise _interrupted(keep) from None
     if record.n_reused:
         out.note(f"went on from an interrupted run: {record.n_reused} of its answers were kept")
-    if submission is not None:
-        out.note(f"wrote {submission}" + ("" if record.benches else "; the split has no answers to score it with"))
+    if selection.submission is not None:
+        out.note(
+            f"wrote {selection.submission}" + ("" if record.benches else "; the split has no answers to score it with")
+        )
     if output is not None:
         record.write(output)
     if is_journal(keep):

@@ -10,13 +10,11 @@ if TYPE_CHECKING:
     from llmkit.evaluation.planning import Selection
 
 
-def show_prompts(
-    out: Output, model: str, selection: Selection, *, max_length: int | None, chat_template: bool | str
-) -> None:
+def show_prompts(out: Output, model: str, selection: Selection) -> None:
     """Print them."""
     from llmkit.evaluation.runner import preview
 
-    prompts = preview(model, selection, max_length=max_length, chat_template=chat_template)
+    prompts = preview(model, selection)
 
     def render() -> None:
         for p in prompts:

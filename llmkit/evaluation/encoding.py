@@ -16,16 +16,15 @@ from llmkit.tokenization.shared_prefixes import common_length, encode_sharing_pr
 class Encoder:
     """A transformers tokenizer with lm-eval's rules for the beginning-of-sequence token.
 
+    A text that already begins with the prefix token gets no second one.
+
     Args:
         tokenizer: a transformers tokenizer.
-        add_bos_token: None leaves special tokens to the tokenizer; True and False decide. A text that already begins
-            with the prefix token gets no second one.
         is_templated: texts are the tokenizer's chat template's, which spells special tokens.
     """
 
-    def __init__(self, tokenizer: Any, add_bos_token: bool | None = None, *, is_templated: bool = False) -> None:
+    def __init__(self, tokenizer: Any, *, is_templated: bool = False) -> None:
         self.tokenizer = tokenizer
-        self.add_bos_token = add_bos_token
         self._options = {"split_special_tokens": False} if is_templated else {}
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id
@@ -42,7 +41,7 @@ class Encoder:
 
         Args:
             texts: any number of texts.
-            add_special_tokens: None follows `add_bos_token` and the tokenizer.
+            add_special_tokens: None leaves them to the tokenizer.
         """
         marked = {text: self._marked(text, add_special_tokens) for text in texts if is_marked(text)}
         flags = {text: self._special(text, add_special_tokens) for text in texts if text not in marked}
@@ -55,15 +54,12 @@ class Encoder:
         return [ids_of[text] for text in texts]
 
     def _marked(self, text: str, wanted: bool | None) -> list[int]:
-        added = self.add_bos_token if wanted is None else wanted
-        return encode_marked(self.tokenizer, text, add_special_tokens=added is not False)
+        return encode_marked(self.tokenizer, text, add_special_tokens=wanted is not False)
 
     def _special(self, text: str, wanted: bool | None) -> bool | None:
         if wanted is not None:
             return wanted
-        if self._prefix_text and text.startswith(self._prefix_text):
-            return False
-        return self.add_bos_token
+        return False if self._prefix_text and text.startswith(self._prefix_text) else None
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Context and continuation as lm-eval splits them.

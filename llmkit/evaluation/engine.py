@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.entry_points import by_name, entries
@@ -70,6 +70,7 @@ class EngineOptions:
         url: of the server, for an engine that asks one.
         batch_tokens: how many tokens one forward takes at most.
         memory: what the process may take, in bytes.
+        progress: is told what is computed.
     """
 
     backend: str = "auto"
@@ -82,17 +83,7 @@ class EngineOptions:
     progress: Progress = field(default=NO_PROGRESS, compare=False)
 
 
-class EngineArguments(TypedDict, total=False):
-    """`EngineOptions` as keyword arguments."""
-
-    backend: str
-    dtype: str
-    device: str
-    provider: str | None
-    url: str | None
-    batch_tokens: int
-    memory: int | None
-    progress: Progress
+DEFAULT_ENGINE = EngineOptions()
 
 
 @dataclass(frozen=True)
@@ -158,7 +149,6 @@ def _kind(options: EngineOptions) -> EngineKind | None:
 
 
 def _refuse(options: EngineOptions, takes: frozenset[str]) -> None:
-    unset = EngineOptions()
     for name in ("dtype", "device", "provider", "url", "memory"):
-        if name not in takes and getattr(options, name) != getattr(unset, name):
+        if name not in takes and getattr(options, name) != getattr(DEFAULT_ENGINE, name):
             raise InputError(f"--{name} is not for --backend {options.backend}", hint=f"leave --{name} out")

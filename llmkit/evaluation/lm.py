@@ -53,7 +53,6 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         scorer: what computes the model.
         tokenizer: a transformers tokenizer.
         max_length: the longest input in tokens; longer ones lose tokens on the left.
-        add_bos_token: None leaves it to the tokenizer, as the `hf` backend does.
         eos_ids: tokens that end a generated text besides the tokenizer's end token.
         prompt: the format that `apply_chat_template` writes; the tokenizer's own chat template when not given.
     """
@@ -66,7 +65,6 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         tokenizer: Any,
         *,
         max_length: int,
-        add_bos_token: bool | None = None,
         eos_ids: Sequence[int] = (),
         prompt: Prompt | None = None,
     ) -> None:
@@ -77,7 +75,7 @@ class SharedPrefixLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = 256
         self.prompt = prompt
         ending = ending_of(tokenizer, prompt or ChatTemplate())
-        self.encoder = Encoder(tokenizer, add_bos_token, is_templated=isinstance(prompt, ChatTemplate))
+        self.encoder = Encoder(tokenizer, is_templated=isinstance(prompt, ChatTemplate))
         self.eos_ids = sorted({self.encoder.eos_id, *eos_ids, *ending.ids})
         self.stops = ending.texts
         self._lead = marked_answer_prefix(tokenizer, prompt)

@@ -27,7 +27,26 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of which benchmarks is wanted; attributes as the arguments of `runner.evaluate`."""
+    """What of which benchmarks is wanted, and how it is put to the model.
+
+    Attributes:
+        bench: names (or one string with commas): mmlu, mmlu_pro, ceval, cmmlu, mini, or any of lm-eval's tasks and
+            groups.
+        data: a folder with the benchmarks' published CSV files, and with the data sets of lm-eval's tasks as the hub
+            has them; None takes the hub's (mini has its own).
+        split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
+        protocol: how questions are put and answers read: lm-eval, or another that the benchmarks have
+            (`protocol.protocol_names`).
+        shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
+        limit: only the first questions of each subject; below 1 a share of them.
+        subjects: subjects, categories or subsets of the benchmarks; all when empty.
+        max_length: the longest input in tokens; None takes the model's.
+        chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
+            a string names another format, and "raw" none.
+        submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
+            without the right ones then, and the record is without scores.
+        include: a folder with definitions of tasks besides lm-eval's own.
+    """
 
     bench: str | Sequence[str]
     data: str | Path | None = None
@@ -36,9 +55,15 @@ class Selection:
     shots: int | None = None
     limit: float | None = None
     subjects: Sequence[str] = ()
-    chat: bool = False
-    needs_answers: bool = True
+    max_length: int | None = None
+    chat_template: bool | str = False
+    submission: Path | None = None
     include: Path | None = None
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts are in a chat format."""
+        return bool(self.chat_template) and self.chat_template != "raw"
 
     @cached_property
     def names(self) -> list[str]:
@@ -133,5 +158,5 @@ class Selection:
             return Prepared(protocol, Workload(bench, dict.fromkeys(chosen), shots, self.limit, self.chat), None)
         local = find_data(bench, folder)
         chosen = bench.select(self.subjects, local.subjects)
-        docs = {s: local.read(s, shots=shots, needs_answers=self.needs_answers) for s in chosen}
+        docs = {s: local.read(s, shots=shots, needs_answers=self.submission is None) for s in chosen}
         return Prepared(protocol, Workload(bench, docs, shots, self.limit, self.chat), local)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.prompts import ChatTemplate, Message, Raw, name_of
 from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_tokenizer_folder
@@ -20,68 +21,52 @@ from llmkit.decoder.preflight import model_warnings
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation.answers import SUFFIX, Answers
 from llmkit.evaluation.context import long_prompts
-from llmkit.evaluation.engine import Engine, EngineArguments, EngineOptions, needs_weights, open_engine
+from llmkit.evaluation.engine import DEFAULT_ENGINE, Engine, EngineOptions, needs_weights, open_engine
 from llmkit.evaluation.identity import PACKAGES, answers_key, describe_model
 from llmkit.evaluation.planning import Prepared, Selection
 from llmkit.evaluation.preview import PreviewEngine, SentPrompt
-from llmkit.evaluation.protocol import DEFAULT
+from llmkit.evaluation.protocol import Plan
 from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
-from llmkit.evaluation.submission import plan_submission
+from llmkit.evaluation.submission import Submission, plan_submission
 from llmkit.pipeline.journal import require_free
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
+    from llmkit.evaluation.sharding import Part
+
+
+@dataclass
+class _Scores:
+    """What came of a run."""
+
+    benches: dict[str, BenchResult] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    n_drawn: int = 0
 
 
 def evaluate(
     model: Checkpoint | str | Path,
-    bench: str | Sequence[str],
+    selection: Selection,
     *,
-    data: str | Path | None = None,
-    split: str | None = None,
-    protocol: str = DEFAULT,
-    shots: int | None = None,
-    limit: float | None = None,
-    subjects: Sequence[str] = (),
-    max_length: int | None = None,
-    add_bos_token: bool | None = None,
-    chat_template: bool | str = False,
+    engine: EngineOptions = DEFAULT_ENGINE,
     log_samples: bool = False,
     keep: Path | None = None,
     shard: Shard | None = None,
-    submission: Path | None = None,
-    include: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
-    **engine: Unpack[EngineArguments],
 ) -> RunRecord:
     """Score a model on benchmarks and lm-eval tasks.
 
     Args:
         model: a checkpoint, or what `open_checkpoint` takes.
-        bench: names (or one string with commas): mmlu, mmlu_pro, ceval, cmmlu, mini, or any of lm-eval's tasks and
-            groups.
-        data: a folder with the benchmarks' published CSV files, and with the data sets of lm-eval's tasks as the hub
-            has them; None takes the hub's (mini has its own).
-        split: the split to score (val, test, dev); None takes the one each benchmark is usually scored on.
-        protocol: how questions are put and answers read: lm-eval, or another that the benchmarks have
-            (`protocol.protocol_names`).
-        shots: None takes each benchmark's usual number (5; mini 2) and each task's own.
-        limit: only the first questions of each subject; below 1 a share of them.
-        subjects: subjects, categories or subsets of the benchmarks; all when empty.
-        max_length: the longest input in tokens; None takes the model's.
-        add_bos_token: None leaves it to the tokenizer.
-        chat_template: put prompts in the checkpoint's chat format (its template, or its family's), shots as turns;
-            a string names another format.
+        selection: what is scored.
+        engine: what computes the model, and how.
         log_samples: keep every question's document, log-probabilities and prompt digest in the record.
         keep: a file in which answers are kept meanwhile; the same call goes on from one that was interrupted. It stays.
         shard: only this part of the run; `merging.merge_shards` puts the records of all parts together.
-        submission: a file for the answers, in the form that the benchmark's leaderboard takes; the split may be
-            without the right ones then, and the record is without scores.
-        include: a folder with definitions of tasks besides lm-eval's own.
         tell: called before anything is scored with each line that is worth an interruption: prompts that do not fit,
             how a quantized model is computed.
-        engine: what computes the model and how, see `EngineOptions`.
 
     Raises:
         InputError: unknown names, missing or malformed files, nothing to score, more shards than subjects.
@@ -91,114 +76,115 @@ def evaluate(
     started = perf_counter()
     if keep is not None:
         require_free(keep, str(keep).removesuffix(SUFFIX))
-    chat_template = False if chat_template == "raw" else chat_template
-    selection = Selection(
-        bench, data, split, protocol, shots, limit, subjects, bool(chat_template), submission is None, include
-    )
-    options = EngineOptions(**engine)
     served = None
-    if not needs_weights(options):  # a wrong address is found before all files are read
+    if not needs_weights(engine):  # a wrong address is found before all files are read
         ckpt = _opened(model, weights=False)
-        served = open_engine(ckpt, options)
+        served = open_engine(ckpt, engine)
     prepared = selection.prepare()
-    submitted = plan_submission(selection, prepared, submission) if submission is not None else None
+    submitted = plan_submission(selection, prepared)
     if submitted is not None and shard is not None:
         raise InputError("--submission has the answers of the whole run, not of a part", hint="leave --shard out")
     if served is None:
         ckpt = _opened(model)
-
-    from llmkit.evaluation.execution import run_tasks
-
     plans = {p.work.bench.name: p.protocol.plan(p.work) for p in prepared}
     loaded = selection.load_tasks()
     part = None
     if shard is not None:
         from llmkit.evaluation.sharding import cut_run
 
-        part = cut_run(shard, {name: plan.documents for name, plan in plans.items()}, loaded, limit)
-    lm = make_lm(
-        ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=PreviewEngine()
-    )
+        part = cut_run(shard, {name: plan.documents for name, plan in plans.items()}, loaded, selection.limit)
+    lm = make_lm(ckpt, PreviewEngine(), max_length=selection.max_length, chat_template=selection.chat_template)
     for line in long_prompts(prepared, lm):
         tell(line)
-    lm = lm.with_engine(served or open_engine(ckpt, options))
+    lm = lm.with_engine(served or open_engine(ckpt, engine))
     if lm.scorer.backend == "llmkit" and (scheme := classify(ckpt).quantization) is not None:
-        tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {options.dtype}, once")
-    settings = {
-        "bench": selection.names,
-        "data": str(data) if data is not None else None,
-        "include_path": str(include) if include is not None else None,
-        "split": split,
-        "protocol": ",".join(dict.fromkeys(p.protocol.name for p in prepared)) or protocol,
-        "shots": shots,
-        "limit": limit,
-        "subjects": list(subjects),
-        "batch_tokens": options.batch_tokens,
-        "memory": options.memory,
-        "max_length": lm.max_length,
-        "add_bos_token": add_bos_token,
-        "chat_template": chat_template,
-        "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
-    } | ({} if shard is None else {"shard": str(shard)})
-    described = describe_model(ckpt, options.progress)
-    computed = {"dtype": options.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
+        tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {engine.dtype}, once")
+    settings = _settings(selection, prepared, lm, engine) | ({} if shard is None else {"shard": str(shard)})
+    described = describe_model(ckpt, engine.progress)
+    computed = {"dtype": engine.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
     key = answers_key(described, settings, computed)
-    n_drawn = 0
-    results: dict[str, BenchResult] = {}
-    samples: dict[str, list[dict[str, Any]]] = {}
-    scores: dict[str, Any] = {}
     with closing(Answers(keep, key, str(keep).removesuffix(SUFFIX))) as answers:
         lm.scorer.answers = answers
-        for name, plan in plans.items():
-            mine = list(plan.documents) if part is None else part.subjects[name]
-            if mine:
-                results[name], logged = plan.score(lm, mine)
-                samples |= logged
-        if submitted is not None:
-            n_drawn = submitted.write(results[submitted.bench.name])
-            if not submitted.is_scored:
-                results, samples = {}, {}
-        if loaded is not None and (part is None or part.tasks):
-            scores, logged, values = run_tasks(
-                lm,
-                loaded if part is None else {"tasks": dict(part.tasks)},
-                shots=shots,
-                limit=limit,
-                chat_template=bool(chat_template),
-                questions=part.questions if part is not None else None,
-            )
-            samples |= logged
-            if part is not None and part.questions:
-                part.about["values"] = values
+        scores = _score(lm, selection, plans, loaded, part, submitted)
     return RunRecord(
         model=described | computed,
         settings=settings,
         versions=versions(*PACKAGES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_s=perf_counter() - started,
-        benches=results,
-        tasks=scores,
+        benches=scores.benches,
+        tasks=scores.tasks,
         continuations=lm.continuations,
-        samples=samples if log_samples else {},
+        samples=scores.samples if log_samples else {},
         n_reused=answers.n_reused,
         shard=part.about if part is not None else {},
         warnings=(
             *ckpt.warnings,
             *model_warnings(ckpt, lm.scorer.backend),
-            *_warnings(prepared, lm, subjects, n_drawn),
-            *_shot_warnings(results, lm.max_length),
+            *_warnings(prepared, lm, selection.subjects, scores.n_drawn),
+            *_shot_warnings(scores.benches, lm.max_length),
         ),
     )
 
 
-def preview(
-    model: Checkpoint | str | Path,
+def _settings(
+    selection: Selection, prepared: Sequence[Prepared], lm: SharedPrefixLM, engine: EngineOptions
+) -> dict[str, Any]:
+    """What the record says of how a run was asked for."""
+    return {
+        "bench": selection.names,
+        "data": str(selection.data) if selection.data is not None else None,
+        "include_path": str(selection.include) if selection.include is not None else None,
+        "split": selection.split,
+        "protocol": ",".join(dict.fromkeys(p.protocol.name for p in prepared)) or selection.protocol,
+        "shots": selection.shots,
+        "limit": selection.limit,
+        "subjects": list(selection.subjects),
+        "batch_tokens": engine.batch_tokens,
+        "memory": engine.memory,
+        "max_length": lm.max_length,
+        "chat_template": selection.chat and selection.chat_template,
+        "prompt_format": None if lm.prompt is None else name_of(lm.prompt),
+    }
+
+
+def _score(
+    lm: SharedPrefixLM,
     selection: Selection,
-    *,
-    max_length: int | None = None,
-    add_bos_token: bool | None = None,
-    chat_template: bool | str = False,
-) -> list[SentPrompt]:
+    plans: Mapping[str, Plan],
+    loaded: Any,
+    part: Part | None,
+    submitted: Submission | None,
+) -> _Scores:
+    """Score the benchmarks, then lm-eval's tasks; of a part what is its own."""
+    from llmkit.evaluation.execution import run_tasks
+
+    found = _Scores()
+    for name, plan in plans.items():
+        mine = list(plan.documents) if part is None else part.subjects[name]
+        if mine:
+            found.benches[name], logged = plan.score(lm, mine)
+            found.samples |= logged
+    if submitted is not None:
+        found.n_drawn = submitted.write(found.benches[submitted.bench.name])
+        if not submitted.is_scored:
+            found.benches, found.samples = {}, {}
+    if loaded is not None and (part is None or part.tasks):
+        found.tasks, logged, values = run_tasks(
+            lm,
+            loaded if part is None else {"tasks": dict(part.tasks)},
+            shots=selection.shots,
+            limit=selection.limit,
+            chat_template=selection.chat,
+            questions=part.questions if part is not None else None,
+        )
+        found.samples |= logged
+        if part is not None and part.questions:
+            part.about["values"] = values
+    return found
+
+
+def preview(model: Checkpoint | str | Path, selection: Selection) -> list[SentPrompt]:
     """What `evaluate` would send, in the order of the questions; no weights are read.
 
     Of a protocol that asks twice (first for an explanation) it is what is sent first.
@@ -210,7 +196,7 @@ def preview(
     ckpt = _opened(model, weights=False)
     plans = [item.protocol.plan(item.work) for item in prepared]
     engine = PreviewEngine()
-    lm = make_lm(ckpt, max_length=max_length, add_bos_token=add_bos_token, chat_template=chat_template, scorer=engine)
+    lm = make_lm(ckpt, engine, max_length=selection.max_length, chat_template=selection.chat_template)
     sent = []
     for plan in plans:
         result, _ = plan.score(lm, list(plan.documents))
@@ -238,17 +224,16 @@ def _opened(model: Checkpoint | str | Path, *, weights: bool = True) -> Checkpoi
 
 def make_lm(
     ckpt: Checkpoint,
+    engine: Engine | EngineOptions = DEFAULT_ENGINE,
     *,
     max_length: int | None = None,
-    add_bos_token: bool | None = None,
     chat_template: bool | str = False,
-    scorer: Engine | None = None,
-    **engine: Unpack[EngineArguments],
 ) -> SharedPrefixLM:
     """The lm-eval `LM` of a checkpoint; lm-eval's own `simple_evaluate(model=...)` takes it too.
 
     Args:
-        scorer: what computes the model, in place of what `engine` describes.
+        engine: what computes the model, or how it is opened.
+        max_length, chat_template: as of a `Selection`.
 
     Raises:
         InputError: a chat format is wanted and neither the checkpoint nor its family has one, or none has that name.
@@ -271,10 +256,9 @@ def make_lm(
     elif prompt is not None:
         apply_template(tokenizer, [Message("user", "?")])  # one that fails does so before the weights are read
     return SharedPrefixLM(
-        scorer or open_engine(ckpt, EngineOptions(**engine)),
+        open_engine(ckpt, engine) if isinstance(engine, EngineOptions) else engine,
         tokenizer,
         max_length=max_length or resolve_max_length(ckpt.config, tokenizer),
-        add_bos_token=add_bos_token,
         eos_ids=end_tokens(ckpt),
         prompt=prompt,
     )

@@ -56,13 +56,16 @@ class Submission:
         return n_drawn
 
 
-def plan_submission(selection: Selection, prepared: Sequence[Prepared], path: Path) -> Submission:
-    """What a run has to answer for a submission.
+def plan_submission(selection: Selection, prepared: Sequence[Prepared]) -> Submission | None:
+    """What a run has to answer for a submission; None where none is wanted.
 
     Raises:
         InputError: several benchmarks, a limit, no local files, or see `check_submittable`.
         OutputError: no submission can be written there.
     """
+    path = selection.submission
+    if path is None:
+        return None
     if len(selection.names) > 1 or not prepared:
         raise InputError(
             f"--submission is about one benchmark, found {', '.join(selection.names)}", hint="--bench ceval"

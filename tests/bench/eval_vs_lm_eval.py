@@ -79,7 +79,7 @@ def ours(args: argparse.Namespace) -> dict:
     import lm_eval.evaluator  # noqa: F401 - before the clock
     import transformers  # noqa: F401
 
-    from llmkit.evaluation.runner import evaluate
+    from tests.evaluation.running import evaluate
 
     options = {"batch_tokens": args.batch_tokens} if args.batch_tokens else {}
     cpu = time.process_time()

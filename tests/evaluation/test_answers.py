@@ -14,8 +14,8 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.identity import answers_key, describe_model
 from llmkit.evaluation.prefix import Query
-from llmkit.evaluation.runner import evaluate
 from llmkit.pipeline.journal import HeldElsewhere
+from tests.evaluation.running import evaluate
 
 BASE = Path(str(files("llmkit_evalsets"))) / "mini/base"
 

@@ -16,9 +16,10 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.lm import SharedPrefixLM
-from llmkit.evaluation.runner import evaluate, make_lm
+from llmkit.evaluation.runner import make_lm
 from llmkit.tokenization.chat import encode_pieces
 from llmkit.tokenization.published import build_tokenizer
+from tests.evaluation.running import evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "transforms"))
 

@@ -21,7 +21,8 @@ from llmkit.evaluation.protocols.chatglm import TwoStages
 from llmkit.evaluation.protocols.chinese_llama_alpaca import FREE, PROMPT, PROMPT_FREE
 from llmkit.evaluation.protocols.chinese_llama_alpaca import PROTOCOL as CONSTRAINED
 from llmkit.evaluation.protocols.cmmlu_cot import CmmluReasoning
-from llmkit.evaluation.runner import evaluate, make_lm
+from llmkit.evaluation.runner import make_lm
+from tests.evaluation.running import evaluate
 
 N_TEST = 4
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -112,7 +113,7 @@ def pieces_folder(tmp_path_factory):
 
 def run(protocol, folder, data, *, shots, chat=False, bench="ceval"):
     """The questions of a protocol, and what was logged of each."""
-    selection = Selection(bench, data, shots=shots, chat=chat)
+    selection = Selection(bench, data, shots=shots, chat_template=chat)
     (item,) = selection.prepare()
     plan = protocol.plan(item.work)
     result, logged = plan.score(make_lm(open_checkpoint(folder), chat_template=chat), list(plan.documents))
@@ -261,7 +262,7 @@ def test_prompts_of_the_shared_subjects_are_those_of_the_scripts(shared, folder)
     for (bench, name, subject), wanted in PUBLISHED.items():
         (item,) = Selection(bench, shared / "data", protocol=name, shots=5, subjects=[subject]).prepare()
         plan = item.protocol.plan(item.work)
-        lm = make_lm(open_checkpoint(folder), scorer=PreviewEngine(), max_length=1 << 20)
+        lm = make_lm(open_checkpoint(folder), PreviewEngine(), max_length=1 << 20)
         logged = next(iter(plan.score(lm, [subject])[1].values()))
         digest = hashlib.sha256(b"".join(sample["prompt"].encode() + b"\0" for sample in logged))
         assert digest.hexdigest() == wanted, (bench, name, subject)

@@ -8,7 +8,7 @@ import pytest
 from tiny_model import save_tiny_llama
 from tiny_tokenizer import train_tokenizer
 
-from llmkit.evaluation.runner import evaluate
+from tests.evaluation.running import evaluate
 
 SUBJECTS = {"anatomy": 1, "virology": 6}  # how long its questions are
 

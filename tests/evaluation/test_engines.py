@@ -16,9 +16,11 @@ from llmkit.checkpoint.tokenizer import end_tokens, load_tokenizer
 from llmkit.decoder import load_decoder
 from llmkit.decoder.generate import generate
 from llmkit.errors import InputError, RequirementError
+from llmkit.evaluation.engine import EngineOptions
 from llmkit.evaluation.engines.openai import OpenAIEngine
-from llmkit.evaluation.runner import evaluate, make_lm
+from llmkit.evaluation.runner import make_lm
 from llmkit.pipeline.progress import NO_PROGRESS
+from tests.evaluation.running import evaluate
 
 STEM = "The following are multiple choice questions about small things.\n\n"
 
@@ -114,7 +116,7 @@ def agree(theirs, ours):
 def test_a_completions_server_gives_the_scores_and_texts_of_the_decoder(tiny_llama, served, server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     ckpt = open_checkpoint(tiny_llama)
-    agree(make_lm(ckpt, backend="openai", url=server, max_length=90), make_lm(ckpt, max_length=90))
+    agree(make_lm(ckpt, EngineOptions(backend="openai", url=server), max_length=90), make_lm(ckpt, max_length=90))
     assert set(served.keys) == {"Bearer sk-secret"}
     first = served.asked[0]
     assert {"echo": True, "logprobs": 1, "model": ckpt.label}.items() <= first.items()
@@ -124,14 +126,14 @@ def test_a_completions_server_gives_the_scores_and_texts_of_the_decoder(tiny_lla
 @pytest.mark.parametrize("vllm", ["newer", "older"], indirect=True)
 def test_vllm_gives_the_scores_and_texts_of_the_decoder(tiny_llama, vllm):
     ckpt = open_checkpoint(tiny_llama)
-    theirs = make_lm(ckpt, backend="vllm", max_length=90)
+    theirs = make_lm(ckpt, EngineOptions(backend="vllm"), max_length=90)
     assert vllm.options == {"dtype": "float32", "enable_prefix_caching": True}
     theirs.loglikelihood(CHOICES)
     has_ids = hasattr(vllm.calls[0], "logprob_token_ids")
     assert len(vllm.calls) == (2 if has_ids else len(CHOICES))  # a request for each prompt, or for each choice
     agree(theirs, make_lm(ckpt, max_length=90))
     with pytest.raises(InputError, match=r"vLLM: The decoder prompt .length 96. is longer"):
-        make_lm(ckpt, backend="vllm", max_length=96).loglikelihood_rolling(
+        make_lm(ckpt, EngineOptions(backend="vllm"), max_length=96).loglikelihood_rolling(
             asked("loglikelihood_rolling", [(STEM * 9,)])
         )
 
@@ -212,7 +214,7 @@ def test_a_server_that_cannot_score_is_refused(tiny_llama, served, server, fault
     for name, value in fault.items():
         setattr(served, name, value)
     with pytest.raises(InputError, match=message):
-        make_lm(open_checkpoint(tiny_llama), backend="openai", url=server).loglikelihood(CHOICES)
+        make_lm(open_checkpoint(tiny_llama), EngineOptions(backend="openai", url=server)).loglikelihood(CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +234,11 @@ def test_a_server_that_cannot_score_is_refused(tiny_llama, served, server, fault
 )
 def test_options_that_an_engine_does_not_have(tiny_llama, options, message):
     with pytest.raises(InputError, match=message):
-        make_lm(open_checkpoint(tiny_llama), **options)
+        make_lm(open_checkpoint(tiny_llama), EngineOptions(**options))
 
 
 def test_vllm_that_is_not_installed_is_one_line(tiny_llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(RequirementError, match="needs vLLM") as caught:
-        make_lm(open_checkpoint(tiny_llama), backend="vllm")
+        make_lm(open_checkpoint(tiny_llama), EngineOptions(backend="vllm"))
     assert caught.value.hint == "pip install vllm"

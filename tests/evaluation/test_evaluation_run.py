@@ -12,8 +12,8 @@ from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.record import BenchResult, RunRecord, SubjectResult
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.statistics import Mean
+from tests.evaluation.running import evaluate
 
 SUBJECTS = ("abstract_algebra", "virology", "law_school")  # the last one is no subject of MMLU
 

@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
+from llmkit.evaluation.engine import EngineOptions
 from llmkit.evaluation.lm import resolve_max_length
 from llmkit.evaluation.runner import make_lm
 
@@ -36,7 +37,7 @@ def both(request, tiny_llama, tiny_llama_bos):
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder = tiny_llama if request.param == "plain" else tiny_llama_bos
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
-    return make_lm(open_checkpoint(folder), batch_tokens=100), theirs
+    return make_lm(open_checkpoint(folder), EngineOptions(batch_tokens=100)), theirs
 
 
 def agree(ours, theirs):

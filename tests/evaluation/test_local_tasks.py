@@ -11,8 +11,8 @@ import pytest
 from small_tasks import KINDS, NAMES, THINGS
 
 from llmkit.errors import InputError
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.tasks import leaf_tasks, load_lm_eval_tasks, quiet_lm_eval
+from tests.evaluation.running import evaluate
 
 pytestmark = pytest.mark.slow
 LIMIT = 3

@@ -9,8 +9,8 @@ from tiny_model import save_tiny_llama
 from tiny_tokenizer import train_tokenizer
 
 from llmkit.errors import InputError
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.scoring import Scorer
+from tests.evaluation.running import evaluate
 
 
 def record(i, category, **changed):

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from llmkit.errors import InputError
-from llmkit.evaluation.runner import evaluate
+from tests.evaluation.running import evaluate
 
 TURNS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -11,8 +11,9 @@ from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.planning import Selection
 from llmkit.evaluation.protocol import protocol_named, protocol_names
-from llmkit.evaluation.runner import evaluate, preview
+from llmkit.evaluation.runner import preview
 from llmkit.evaluation.scoring import Scorer
+from tests.evaluation.running import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import llmkit
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.protocol import protocol_named, protocol_names
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.scoring import Scorer
 from llmkit.evaluation.shards import Shard
 from llmkit.transforms.quantize import quantize
+from tests.evaluation.running import evaluate
 
 SCORED = {"mmlu": "test", "ceval": "val", "cmmlu": "test", "mini": "test"}
 TABLE = [(bench, protocol) for bench in SUBJECTS for protocol in protocol_names(bench)]

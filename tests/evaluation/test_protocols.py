@@ -14,7 +14,7 @@ from tiny_model import save_tiny_llama
 from tiny_tokenizer import WORDS, train_tokenizer
 
 from llmkit.errors import InputError
-from llmkit.evaluation.runner import evaluate
+from tests.evaluation.running import evaluate
 
 SPACED = "Answer: A\nAnswer: B\nAnswer: C\nAnswer: D\n" * 9  # makes ` A` one token
 LONG = " and so on, until it is long enough"

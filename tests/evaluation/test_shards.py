@@ -21,8 +21,8 @@ from llmkit.decoder import load_decoder
 from llmkit.errors import InputError
 from llmkit.evaluation.merging import merge_shards
 from llmkit.evaluation.records import read_record
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.shards import Shard, cut_questions, cut_units, read_shard, started_by
+from tests.evaluation.running import evaluate
 
 OPTIONS = {"shots": 1, "limit": 3}
 

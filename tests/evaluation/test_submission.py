@@ -9,10 +9,10 @@ import pytest
 from llmkit.errors import InputError, OutputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
-from llmkit.evaluation.runner import evaluate
 from llmkit.evaluation.shards import Shard
 from llmkit.evaluation.statistics import Mean
 from llmkit.evaluation.submission import Submission, check_submission, check_submittable, write_submission
+from tests.evaluation.running import evaluate
 
 BENCH = load_bench("ceval").of_split("test")
 IDS = {subject: [str(i) for i in range(3)] for subject in BENCH.by_name}

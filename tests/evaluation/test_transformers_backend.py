@@ -15,6 +15,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_backend
 from llmkit.decoder.generate import generate
 from llmkit.errors import InputError, RequirementError, SpecError
+from llmkit.evaluation.engine import EngineOptions
 from llmkit.evaluation.perplexity import measure_perplexity
 from llmkit.evaluation.runner import make_lm
 
@@ -71,7 +72,7 @@ def both(folder):
     from lm_eval.models.huggingface import HFLM
 
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
-    return make_lm(open_checkpoint(folder), backend="transformers", batch_tokens=200), theirs
+    return make_lm(open_checkpoint(folder), EngineOptions(backend="transformers", batch_tokens=200)), theirs
 
 
 def test_scores_are_those_of_the_hf_backend(both):

@@ -12,6 +12,7 @@ from tiny_tokenizer import train_tokenizer
 
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.evaluation.engine import EngineOptions
 from llmkit.evaluation.runner import make_lm
 
 STEM = "The following are multiple choice questions (with answers) about small things.\n\n"
@@ -40,7 +41,7 @@ def both(request, tmp_path_factory):
     train_tokenizer(folder)
     # eager: transformers 4 leaves Gemma 2's caps out of its fused attention
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1, attn_implementation="eager")
-    return make_lm(open_checkpoint(folder), batch_tokens=200), theirs
+    return make_lm(open_checkpoint(folder), EngineOptions(batch_tokens=200)), theirs
 
 
 def test_scores_with_shared_prefixes(both):

@@ -17,6 +17,7 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.contract import random_ids
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
+from llmkit.evaluation.engine import EngineOptions
 from llmkit.evaluation.runner import make_lm
 from llmkit.inspection.comparison import compare
 from llmkit.transforms.delta.transform import apply, make
@@ -248,7 +249,7 @@ def test_scores_are_those_of_lm_evals_own_backend(tmp_path, caplog, name, varian
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i, metadata=("t", i, 1))
         for i, pair in enumerate(asked)
     ]
-    ours = make_lm(open_checkpoint(folder), batch_tokens=200).loglikelihood(requests)
+    ours = make_lm(open_checkpoint(folder), EngineOptions(batch_tokens=200)).loglikelihood(requests)
     caplog.set_level("ERROR")
     model = world.by_transformers(folder, world.ARCHITECTURES[name].reference_attention)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
