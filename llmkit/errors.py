@@ -28,7 +28,7 @@ _NO_MEMORY = re.compile(
 # Of difflib's ratio; one letter of three, or two of five, may be wrong.
 _ALIKE, _ALIKE_SHORT, _SHORT = 0.65, 0.66, 4
 _BEGINNING = 3  # letters of a name that stand for it
-_SYNONYMS = {"gpu": "cuda"}
+_SYNONYMS = {"gpu": "cuda", "hf": "transformers", "onnxruntime": "onnx"}
 
 
 class LlmkitError(Exception):

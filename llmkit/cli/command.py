@@ -22,11 +22,10 @@ import typer
 
 from llmkit.cli import completion
 from llmkit.cli.libraries import libraries
-from llmkit.cli.options import CommonOptions, FolderOptions
+from llmkit.cli.options import MAY_NAME_A_FILE, CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.errors import InputError
 
-_FILES = re.compile(r"\b(FILE|DIR)\b")
 _TOO_LARGE = 2**63  # for integers of 64 bits, which seeds and sizes become
 
 
@@ -118,14 +117,14 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         called = values.pop("called")
         stated = _given(called)
         _require_numbers(called.command_path, stated, values)
+        inputs = _inputs(parameters, values)
         from llmkit.architecture.plugin_file import given_files
 
-        inputs = (*_inputs(parameters, values), *given_files())
         groups_by_name = {name: _take(group, values) for name, group in groups.items()}
         common = groups_by_name.pop("")
         for options in groups_by_name.values():
             if isinstance(options, FolderOptions):
-                object.__setattr__(options, "inputs", inputs)
+                object.__setattr__(options, "inputs", (*inputs, *given_files()))
         mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
         from llmkit.architecture.registry import using  # the command line's own start needs no registry
 
@@ -174,17 +173,27 @@ def _require_numbers(command: str, stated: Mapping[str, str], values: Mapping[st
 
 
 def _inputs(parameters: Sequence[inspect.Parameter], values: Mapping[str, Any]) -> tuple[Path, ...]:
-    """What there is in the file system of what arguments, and options that take files or folders to read, name."""
+    """What there is in the file system of what the command reads."""
     paths: list[Path] = []
-    for parameter in parameters:
+    for parameter in filter(is_read, parameters):
         value = values.get(parameter.name)
-        kinds = get_args(parameter.annotation)[1:]
-        is_path = any(type(a).__name__ == "ArgumentInfo" or _FILES.search(a.metavar or "") for a in kinds)
         for each in value if isinstance(value, list) else [value]:
-            if is_path and isinstance(each, str | Path):
+            if isinstance(each, str | Path):
                 with suppress(OSError, ValueError):  # a hub id, or a text that can be no path
                     paths += [Path(each)] if Path(each).exists() else []
     return tuple(paths)
+
+
+def is_read(parameter: inspect.Parameter) -> bool:
+    """Whether it may name a file or folder that the command reads: an argument, a path that is not what is written."""
+    kind, *about = get_args(parameter.annotation) or [None]
+    if MAY_NAME_A_FILE in about or any(type(a).__name__ == "ArgumentInfo" for a in about):
+        return True
+    return parameter.name != "output" and _has_path(kind)
+
+
+def _has_path(kind: Any) -> bool:
+    return kind is Path or any(map(_has_path, get_args(kind)))
 
 
 def _options(group: type) -> list[inspect.Parameter]:

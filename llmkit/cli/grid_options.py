@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli import completion
-from llmkit.cli.options import DeviceOption, SeedOption
+from llmkit.cli.options import MAY_NAME_A_FILE, DeviceOption, SeedOption
 from llmkit.cli.output import Output
 from llmkit.errors import InputError
 from llmkit.tensors.device import CPU, device_named
@@ -158,6 +158,7 @@ class TextOptions:
 
     calibration: Annotated[
         str | None,
+        MAY_NAME_A_FILE,
         typer.Option(
             metavar="FILE|DIR|built-in|self|none",
             help="What the model reads, to weigh errors by the inputs of its layers: a text, JSON lines (also chats), "

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.decoder.language_model import LanguageModel
 
+MAY_NAME_A_FILE = object()
+"""Marks an option whose text is a file to read, or one of a few words; `Path` says so of the others."""
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a weight file or a hub id.")]
 DtypeOption = Annotated[
     str,

@@ -12,7 +12,7 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecisionOptions
-from llmkit.cli.options import ModelArgument, WriteOptions
+from llmkit.cli.options import MAY_NAME_A_FILE, ModelArgument, WriteOptions
 from llmkit.cli.output import Mode, Output, finite
 from llmkit.cli.writing import Addition, write
 from llmkit.errors import InputError
@@ -103,6 +103,7 @@ def quantize(
     ] = None,
     evaluate: Annotated[
         str | None,
+        MAY_NAME_A_FILE,
         typer.Option(
             metavar="FILE|rest",
             help="Then measure, on a text or the rest of the calibration text: perplexity before and after, divergence "

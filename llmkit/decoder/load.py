@@ -17,7 +17,7 @@ from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, RequirementError, require_choice
 from llmkit.lazy_imports import torch
 from llmkit.tensors.device import CPU, default_device, torch_device
 from llmkit.tensors.lazy import Lazy
@@ -41,8 +41,7 @@ def load_backend(
         InputError: no such backend.
         RequirementError: the backend does not know the architecture.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}", hint=f"--backend {', '.join(BACKENDS)}")
+    require_choice("--backend", backend, BACKENDS)
     if backend == "transformers":
         from llmkit.decoder.foreign import load_transformers
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.entry_points import by_name, entries
-from llmkit.errors import InputError, suggestion
+from llmkit.errors import InputError, require_choice
 from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Request
@@ -135,13 +135,7 @@ def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
 
 def _kind(options: EngineOptions) -> EngineKind | None:
     """The registered engine; None for a backend that computes the model here."""
-    if options.backend not in engine_names():
-        begun = [name for name in engine_names() if options.backend.startswith(name)]  # onnxruntime
-        known = f"--backend {', '.join(engine_names())}"
-        raise InputError(
-            f"unknown backend {options.backend!r}",
-            hint=suggestion(begun[0] if begun else options.backend, engine_names(), known, "--backend "),
-        )
+    require_choice("--backend", options.backend, engine_names())
     is_own = options.backend in BACKENDS
     kind = None if is_own else by_name(_GROUP, options.backend, "--backend", EngineKind)
     _refuse(options, kind.takes if kind is not None else frozenset({"dtype", "device", "provider", "memory"}))

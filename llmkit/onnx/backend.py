@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder import load as decoders
 from llmkit.decoder.language_model import LanguageModel
-from llmkit.errors import InputError
+from llmkit.errors import InputError, require_choice
 from llmkit.layouts.onnx_folder import NAME
 from llmkit.onnx.opening import load_onnx
 
@@ -28,8 +28,7 @@ def load_backend(
         InputError: no such backend, or options that the backend does not have.
         RequirementError: the backend does not know the architecture, or is not installed.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}", hint=f"--backend {', '.join(BACKENDS)}")
+    require_choice("--backend", backend, BACKENDS)
     folder = ckpt.origin if ckpt.layout == NAME else None
     if backend == NAME and folder is None:
         raise InputError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from typer.main import get_command
 
 from llmkit.cli.app import app
+from llmkit.cli.command import is_read
 from llmkit.cli.export_via import HONOURED
 
 VALUES = {
@@ -15,6 +18,40 @@ VALUES = {
     "workers": "1", "max_shard_size": "5GB", "method": "rtn",
 }  # fmt: skip
 FLAGS = {"symmetric", "qdq"}
+READ = {
+    "delta apply": {"base", "delta"},
+    "delta make": {"base", "tuned"},
+    "delta xor": {"payload", "base", "expect", "hashes"},
+    "delta decrypt": {"encrypted", "key", "expect", "hashes"},
+    "lora merge": {"base", "adapters"},
+    "lora combine": {"adapters"},
+    "lora extract": {"base", "tuned"},
+    "vocab extend": {"model", "source", "corpus"},
+    "vocab trim": {"model", "corpus"},
+    "convert": {"model", "recipe", "statistics"},
+    "quantize": {"model", "recipe", "calibration", "statistics", "evaluate"},
+    "quantize observe": {"model", "calibration"},
+    "export": {"model", "calibration"},
+    "plugins new": {"model"},
+}  # a folder that holds one of them is never replaced, nor one of them itself
+
+
+def commands(group, names=()):
+    """Every command by its words; a command that others begin with is one, too."""
+    for name, command in group.commands.items():
+        words = (*names, name)
+        if hasattr(command, "commands"):
+            yield from commands(command, words)
+        yield " ".join(words), command
+
+
+def test_every_command_knows_its_inputs():
+    found = {}
+    for name, command in commands(get_command(app)):
+        if "overwrite" in {p.name for p in command.params}:
+            parameters = inspect.signature(command.callback).parameters.values()
+            found[name] = {p.name for p in parameters if is_read(p)} - {"plugin"}
+    assert found == READ
 
 
 def test_the_table_of_optimum_names_every_option_of_export():

@@ -229,7 +229,7 @@ def test_a_server_that_cannot_score_is_refused(tiny_llama, served, server, fault
         ),
         ({"url": "http://127.0.0.1:9"}, "--url is not for --backend auto"),
         ({"backend": "vllm", "device": "cuda"}, "--device is not for --backend vllm"),
-        ({"backend": "vlm"}, "unknown backend 'vlm'"),
+        ({"backend": "vlm"}, "--backend 'vlm' is unknown; expected auto, llmkit, transformers, onnx, openai, vllm"),
     ],
 )
 def test_options_that_an_engine_does_not_have(tiny_llama, options, message):

@@ -227,7 +227,11 @@ def test_lm_evals_group_of_generated_letters_is_the_benchmark_with_its_averages(
     ("options", "message", "hint"),
     [
         (["--limit", "1.5"], "--limit 1.5 is no number of questions", "--limit 1"),
-        (["--backend", "onnxruntime", "--limit", "1"], "unknown backend 'onnxruntime'", "did you mean --backend onnx?"),
+        (
+            ["--backend", "onnxruntime", "--limit", "1"],
+            "--backend 'onnxruntime' is unknown; expected auto, ",
+            "did you mean onnx?",
+        ),
         (["--protocol", "original"], "is --bench mmlu --protocol generative", "--bench mmlu --protocol original"),
         (
             ["--fail-under", "mmlu_generative=0.3"],

@@ -134,8 +134,9 @@ def test_the_default_asks_for_a_choice(folder, monkeypatch):
     with pytest.raises(RequirementError, match="no plugin describes its architecture") as ours:
         load_backend(ckpt, backend="llmkit")
     assert "llmkit plugins list" in ours.value.hint
-    with pytest.raises(InputError, match="unknown backend 'hf'"):
+    with pytest.raises(InputError, match="--backend 'hf' is unknown; expected auto, llmkit, transformers") as other:
         load_backend(ckpt, backend="hf")
+    assert other.value.hint == "did you mean transformers?"
 
 
 def test_a_model_of_a_plugin_may_be_computed_by_transformers_too(tiny_llama):
