@@ -15,6 +15,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import as_bool
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
+from llmkit.architecture.tokenizers import TokenizerKind
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
@@ -76,31 +77,12 @@ def write(
             matrices would be rounded again (without `requantize`).
         SpecError: the tensors do not fit the config.
     """
-    kind = _type(type or _FLOATS)
+    preset = _type(type or _FLOATS)
     ckpt = text_part(dequantized(ckpt))
     importance = _importance(statistics, ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
-    architecture = registry.require(config, ckpt.label)
-    family = architecture.gguf
-    if family is None:
-        raise RequirementError(
-            f"{ckpt.label} is of the {architecture.name} architecture, which llama.cpp does not know",
-            hint="--to hf or --to bin holds any",
-        )
-    model, notes = ckpt.require_model(), []
-    model.unread.raise_if_refused(ckpt.label)
-    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
-    why = family.refuses(model) if family.refuses is not None else None
-    if why is not None:
-        raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")
-    original = model
-    tensors, model = fold_multipliers(ckpt.tensors, model, family)
-    if model is not original:
-        notes.append("the multipliers of config.json are multiplied into the weights, as llama.cpp has them")
-    if as_bool(model.head.normalized):
-        head = model.name_of("head.weight")
-        tensors[head] = normalized_rows(tensors[head])
-        notes.append("the rows of the head are divided by their norms, as the original does at run time")
+    model, family, tokenizer = _known(ckpt)
+    tensors, model, notes = _folded(ckpt, model, family)
     factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
     stored, lists = lists_to_metadata(to_gguf(tensors, model, family), family)
     stored |= factors
@@ -114,24 +96,17 @@ def write(
     }
     metadata |= _noted(model, config, family, metadata, stored)
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
-    types, wanted = types_of(PRESETS[kind], {name: lazy.shape for name, lazy in stored.items()}, sizes)
+    types, wanted = types_of(PRESETS[preset], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
     chosen: dict[str, str] = {}
     if recipe:
         matrices = {name: lazy.shape for name, lazy in stored.items() if is_matrix(name, lazy.shape)}
         chosen = types_by_recipe(recipe, matrices, source_names(ckpt, model))
-    blocks = {name: block_type for name, lazy in stored.items() if (block_type := as_blocks(lazy)) is not None}
-    if type is None and blocks:
-        types |= {name: block_type for name, (block_type, _) in blocks.items()}
-        kind = Counter(block_type for block_type, _ in blocks.values()).most_common(1)[0][0]
-    types |= chosen
-    if type is None and chosen:
-        kind = Counter(chosen.values()).most_common(1)[0][0]
-    same = {name: lazy for name, (block_type, lazy) in blocks.items() if block_type == types[name]}
+    kind, types, same = _with_kept(stored, preset, types, chosen, keeps_blocks=type is None)
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
     notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)
     vocabulary, more = vocabulary_metadata(
-        ckpt.label, ckpt.files, config, model.dims.vocab, kind=architecture.tokenizer, pre=family.tokenizer_pre
+        ckpt.label, ckpt.files, config, model.dims.vocab, kind=tokenizer, pre=family.tokenizer_pre
     )
     metadata |= {"general.file_type": _file_type(kind), **_source_dtype(ckpt)}
     metadata |= {"general.quantization_version": 2, **vocabulary}
@@ -150,6 +125,60 @@ def write(
         notes=[*notes, f"{name}: {len(stored)} tensors, {_counts(types)}"],
         warnings=[*model.unread.warnings, *warnings, *more],
     )
+
+
+def _known(ckpt: Checkpoint) -> tuple[Model, GgufFamily, TokenizerKind | None]:
+    """The model, what llama.cpp knows of its family, and its published tokenizer.
+
+    Raises:
+        RequirementError: llama.cpp does not know the family, or cannot run this model of it.
+        SpecError: the tensors do not fit the config.
+    """
+    architecture = registry.require(dict(ckpt.config), ckpt.label)
+    family = architecture.gguf
+    if family is None:
+        raise RequirementError(
+            f"{ckpt.label} is of the {architecture.name} architecture, which llama.cpp does not know",
+            hint="--to hf or --to bin holds any",
+        )
+    model = ckpt.require_model()
+    model.unread.raise_if_refused(ckpt.label)
+    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    why = family.refuses(model) if family.refuses is not None else None
+    if why is not None:
+        raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")
+    return model, family, architecture.tokenizer
+
+
+def _folded(ckpt: Checkpoint, model: Model, family: GgufFamily) -> tuple[dict[str, Lazy], Model, list[str]]:
+    """The tensors with what llama.cpp does not compute multiplied into them, the model that they are, and notes."""
+    notes = []
+    tensors, folded = fold_multipliers(ckpt.tensors, model, family)
+    if folded is not model:
+        notes.append("the multipliers of config.json are multiplied into the weights, as llama.cpp has them")
+    if as_bool(folded.head.normalized):
+        head = folded.name_of("head.weight")
+        tensors[head] = normalized_rows(tensors[head])
+        notes.append("the rows of the head are divided by their norms, as the original does at run time")
+    return tensors, folded, notes
+
+
+def _with_kept(
+    stored: Mapping[str, Lazy], kind: str, types: Mapping[str, str], chosen: Mapping[str, str], *, keeps_blocks: bool
+) -> tuple[str, dict[str, str], dict[str, Lazy]]:
+    """The type that names the file, the type of each tensor, and the quantized matrices whose blocks stay as they are.
+
+    Args:
+        kind, types: of the preset.
+        chosen: of single tensors, by a recipe.
+        keeps_blocks: blocks that hold a quantized matrix value for value go before the preset.
+    """
+    blocks = {name: block_type for name, lazy in stored.items() if (block_type := as_blocks(lazy)) is not None}
+    held = {name: block_type for name, (block_type, _) in blocks.items()}
+    types = {**types, **(held if keeps_blocks else {}), **chosen}
+    if keeps_blocks and (named := chosen or held):
+        kind = Counter(named.values()).most_common(1)[0][0]
+    return kind, types, {name: lazy for name, (block_type, lazy) in blocks.items() if block_type == types[name]}
 
 
 def _type(text: str) -> str:
