@@ -28,7 +28,6 @@ _EXPERTS = Experts(
     shared="expert_ffn",
     weighs="input",
 )
-_STACK: dict[str, Any] = {"is_transposed": True, "apart_in": ("compressed-tensors", "bitsandbytes")}
 
 
 def _has_rope(config: Mapping[str, Any], i: int) -> bool:
@@ -85,9 +84,11 @@ ARCHITECTURE = Architecture(
             **linears("mlp", "feed_forward"),
             "mlp.router": "feed_forward.router",
             **linears("mlp.shared", "feed_forward.shared_expert"),
-            "mlp.experts.gate_up": Stacked("feed_forward.experts.gate_up_proj", ("gate", "up"), **_STACK),
-            "mlp.experts.down": Stacked("feed_forward.experts.down_proj", ("down",), **_STACK),
+            "mlp.experts.gate_up": Stacked("feed_forward.experts.gate_up_proj", ("gate", "up"), is_transposed=True),
+            "mlp.experts.down": Stacked("feed_forward.experts.down_proj", ("down",), is_transposed=True),
         },
+        apart=linears("mlp.experts.{e}", "feed_forward.experts.{e}"),
+        apart_in=("compressed-tensors", "bitsandbytes"),
     ),
     gguf=GGUF,
     # The first where `no_rope_layers` and `layer_types` state all, or no layer is without positions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -161,6 +161,11 @@ class Model:
     def spelled(self, names: Names) -> Model:
         """The same model in another spelling: other names, other fusions."""
         return replace(self, names=names)
+
+    def fitted(self, tensors: Iterable[str]) -> Model:
+        """The same model as a checkpoint with tensors of these names spells it."""
+        names = self.names.fitting(tensors)
+        return self if names == self.names else self.spelled(names)
 
     @property
     def n_parameters(self) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from llmkit.architecture.slots import is_of_expert
 from llmkit.errors import PluginError
 
 
@@ -52,8 +53,6 @@ class Stacked:
         rows: `stacked` has all rows of the first, then of the second, …; `interleaved` a row of each in turn.
         is_transposed: each matrix is stored as [in, out]; `rows` are then columns.
         weight, bias: what follows the stem in the names of the two.
-        apart_in: layouts of quantized matrices whose reader in transformers makes linear layers of the experts, and
-            finds none of them in a stack.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Stacked:
     is_transposed: bool = False
     weight: str = ""
     bias: str = "_bias"
-    apart_in: tuple[str, ...] = ()
 
 
 Entry = str | Fused | Transposed | Stacked
@@ -105,6 +103,9 @@ class Names:
         ignored: patterns of buffers that old files store and nothing needs.
         in_memory: stems that transformers renames when it reads a file, to what: lists of modules may use either.
         respelled: what a later version of transformers writes instead of a part of a name, and that part.
+        apart: entries of an expert's layers in files that have no stacks.
+        apart_in: layouts of quantized matrices whose reader in transformers makes linear layers of the experts, and
+            finds none of them in a stack: beside these, files have `apart`.
     """
 
     embed: str
@@ -116,6 +117,24 @@ class Names:
     ignored: tuple[str, ...] = ()
     in_memory: Mapping[str, str] = field(default_factory=dict)
     respelled: Mapping[str, str] = field(default_factory=dict)
+    apart: Mapping[str, Entry] = field(default_factory=dict)
+    apart_in: tuple[str, ...] = ()
+
+    @property
+    def without_stacks(self) -> Names:
+        """The names in files that have the experts one by one; the same where there are no such files."""
+        if not self.apart:
+            return self
+        slots = {slot: entry for slot, entry in self.slots.items() if not isinstance(entry, Stacked)}
+        return replace(self, slots={**slots, **self.apart})
+
+    def fitting(self, tensors: Iterable[str]) -> Names:
+        """Those of the two that a file with these names has."""
+        if not self.apart:
+            return self
+        single = self.without_stacks
+        table = NameTable(single)
+        return single if any(is_of_expert(table.slot(name) or "") for name in tensors) else self
 
     def loaded(self, module: str) -> str:
         """What transformers calls a module of a file once it has read it."""

@@ -143,6 +143,21 @@ def tensors_of(weights: Mapping[str, Lazy], model: Model) -> dict[str, Lazy]:
     return {slot.name: stored(weights, slot) for slot in slots}
 
 
+def respelled(tensors: Mapping[str, Lazy], model: Model, names: Names) -> dict[str, Lazy]:
+    """The tensors of a checkpoint in other names of its model: what they store otherwise is stored so, the rest stays.
+
+    Args:
+        model: as the tensors have it, quantized ones as floats; those that it does not know stay as well.
+    """
+    other = model.spelled(names)
+    moved = {s.name: s for s in model.slots.values() if s.name in tensors and s.name not in other.tensors()}
+    weights = {id: part for name, slot in moved.items() for id, part in parts_of(tensors[name], slot).items()}
+    made = [s for s in other.slots.values() if s.name not in tensors and all(part.id in weights for part in s.parts)]
+    used = {part.id for slot in made for part in slot.parts}
+    kept = {n: t for n, t in tensors.items() if n not in moved or used.isdisjoint(p.id for p in moved[n].parts)}
+    return kept | {slot.name: stored(weights, slot) for slot in made}
+
+
 def rotary_pairs(weights: Mapping[str, Lazy], model: Model, *, to: str) -> dict[str, Lazy]:
     """The same weights with the rows of q and k (and their biases) reordered so that rotary pairs lie as `to` says.
 

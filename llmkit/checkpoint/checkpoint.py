@@ -92,7 +92,7 @@ class Checkpoint:
             PluginError: two plugins claim it.
             SpecError: the config lacks a key or contradicts itself.
         """
-        return None if self.architecture is None else self.architecture.bind(self.config)
+        return None if self.architecture is None else self.architecture.bind(self.config).fitted(self.tensors)
 
     def require_model(self) -> Model:
         """The model, for work that needs one.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture import registry
+from llmkit.architecture.storage import respelled
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import quantization_of
 from llmkit.errors import RequirementError
@@ -94,9 +95,12 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     for name, matrix in matrices.items():
         floats = matrix.dequantized(wanted)
         tensors[name] = transpose(floats) if name in stored.transposed else floats
+    config = _float_config(ckpt.config, codec)
+    if (architecture := registry.find(config)) is not None and architecture.names.apart:
+        tensors = respelled(tensors, architecture.bind(config).fitted(tensors), architecture.names)
     return ckpt.derive(
         tensors=tensors,
-        config=_float_config(ckpt.config, codec),
+        config=config,
         files={name: content for name, content in ckpt.files.items() if name != codec.config_file},
         step={"transform": "dequantize"},
         warnings=codec.warnings(stored),
@@ -134,7 +138,7 @@ def _not_stored(ckpt: Checkpoint, scheme: Quantization) -> RequirementError:
 def _stored(ckpt: Checkpoint, codec: FolderReader) -> StoredFolder:
     config = _float_config(ckpt.config, codec)
     architecture = registry.find(config)
-    slots = architecture.bind(config).tensors() if architecture is not None else {}
+    slots = architecture.bind(config).fitted(ckpt.tensors).tensors() if architecture is not None else {}
     stated, file = ckpt.config, ckpt.files.get(codec.config_file)
     if file is not None and config_entry(stated) is None:
         stated = {**stated, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}

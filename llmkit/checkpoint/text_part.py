@@ -61,14 +61,14 @@ def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, A
 
 def _decoder_tensors(architecture: Architecture, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """Those that the family's name table knows, under the beginning that finds most."""
-    table = NameTable(architecture.names)
+    tables = [NameTable(names) for names in (architecture.names, architecture.names.without_stacks)]
 
     def renamed(prefixes: Mapping[str, str]) -> dict[str, Lazy]:
         named = {}
         for name, lazy in tensors.items():
             start = next((b for b in prefixes if name.startswith(b)), "")
             full_name = prefixes.get(start, "") + name.removeprefix(start)
-            if table.slot(full_name) is not None:
+            if any(table.slot(full_name) is not None for table in tables):
                 named[full_name] = lazy
         return named
 

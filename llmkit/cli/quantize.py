@@ -119,15 +119,20 @@ def quantize(
     """
     from llmkit.calibration.ranks import rank
     from llmkit.checkpoint.classification import open_model
+    from llmkit.quantization.codec import folder_codec
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
+    from llmkit.transforms.layers import spelled_for
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
     if rank():
         out = replace(out, mode=Mode.QUIET)
     target, device = mixed_precision.target(bits), calibrating.where
     before = open_model(model, force=writing.force)
-    layout, recipe = targets().get(format), mixed_precision.rules(before)
+    layout = targets().get(format)
+    if layout is None or not layout.of_bits:
+        before = spelled_for(before, folder_codec(format))
+    recipe = mixed_precision.rules(before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:
         if rank():

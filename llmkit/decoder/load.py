@@ -97,7 +97,7 @@ def _loaded(
     ckpt = text_part(require_model(ckpt, "the decoder"))
     architecture = architecture or require(ckpt.config, ckpt.label)
     ckpt = dequantized(ckpt)
-    model = architecture.bind(ckpt.config)
+    model = architecture.bind(ckpt.config).fitted(ckpt.tensors)
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
     for text in model.unread.warnings:  # commands say it themselves (`model_warnings`)

@@ -22,8 +22,9 @@ def check_structure(checkpoint: Checkpoint, *, force: bool = False) -> tuple[tup
     if checkpoint.architecture is None:
         names = listing(registry.claims(checkpoint.config)) or "its architecture"
         return (f"no plugin describes {names}: names and shapes are not checked",), ()
-    specs = checkpoint.float_specs or dequantized(checkpoint).specs
-    report = checkpoint.require_model().check(specs)
+    floats = checkpoint if checkpoint.float_specs else dequantized(checkpoint)
+    specs = checkpoint.float_specs or floats.specs
+    report = floats.require_model().check(specs)
     notes: tuple[str, ...] = (
         f"{checkpoint.architecture.name} architecture: {len(specs)} tensors checked against the config",
     )

@@ -16,7 +16,7 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Task, method_named, quantized
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import GroupSize
+from llmkit.transforms.layers import GroupSize, spelled_for
 from llmkit.transforms.quantize import scale_dtype_of
 from llmkit.transforms.recipe import FLOAT, Recipe, Scheme, first_matches
 from llmkit.transforms.schemes import assign_grids
@@ -79,6 +79,7 @@ def codec_candidates(
     """
     require_model(ckpt, "quantize", floats=True)
     codec, method = folder_codec(format), method_named("mse")
+    ckpt = spelled_for(ckpt, codec)
     embeddings = find_embeddings(ckpt)
     head = embeddings.head if codec.holds_head and not only else None
     if head not in ckpt.tensors or embeddings.is_tied:

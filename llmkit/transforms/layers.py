@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from functools import lru_cache
 from typing import Literal
 
 from llmkit.architecture import registry
 from llmkit.architecture.model import Model
-from llmkit.architecture.names import Stacked
 from llmkit.architecture.slots import is_of_expert
+from llmkit.architecture.storage import respelled
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.order import sort_tensors
+from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import InputError, RequirementError, SpecError, listing, suggestion
 from llmkit.quantization.codec import Codec, alternatives
 from llmkit.quantization.matrix import Grid
@@ -117,12 +119,11 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     """The layers of which `chosen` are the weights that are quantized.
 
     Raises:
-        RequirementError: some are stored transposed, or experts in a stack, and the layout does not take them.
+        RequirementError: some are stored transposed, and the layout does not take them.
     """
     model = ckpt.model
     if model is None:
         return Layers(chosen, [], False, experts=frozenset(filter(is_of_expert, chosen)))
-    _refuse_stacks(ckpt, model, codec)
     slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
     linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
     ignored = [name.removesuffix(".weight") for name in linear if name not in quantized]
@@ -144,16 +145,22 @@ def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> 
         )
 
 
-def _refuse_stacks(ckpt: Checkpoint, model: Model, codec: Codec) -> None:
-    """A stack beside quantized layers that the layout's reader looks for one by one would be left out."""
-    stacks = (entry for entry in model.names.slots.values() if isinstance(entry, Stacked))
-    if any(codec.name.startswith(stack.apart_in) for stack in stacks if stack.apart_in):
-        raise RequirementError(
-            f"{ckpt.label} has its experts in stacks; with {codec.name} transformers looks for one layer each, and "
-            "would put random weights in their place",
-            hint="--format gguf, which holds stacks; or a float dtype of half the size: "
-            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
-        )
+def spelled_for(ckpt: Checkpoint, codec: Codec) -> Checkpoint:
+    """The float checkpoint with the names that its family has beside the quantized matrices of this layout."""
+    inner = text_part(ckpt)
+    model = inner.model
+    if model is None or not codec.name.startswith(model.names.apart_in):
+        return ckpt
+    tensors = respelled(inner.tensors, model, model.names.without_stacks)
+    if inner is not ckpt:  # other modalities stay, and the names begin as they did
+        whole = {id(lazy): name for name, lazy in ckpt.tensors.items()}
+        stacks = {whole[id(lazy)]: name for name, lazy in inner.tensors.items() if name not in tensors}
+        if not stacks:
+            return ckpt
+        (start,) = {name.removesuffix(own.removeprefix("model.")) for name, own in stacks.items()}
+        made = {start + n.removeprefix("model."): t for n, t in tensors.items() if n not in inner.tensors}
+        tensors = {name: lazy for name, lazy in ckpt.tensors.items() if name not in stacks} | made
+    return replace(ckpt, tensors=sort_tensors(tensors))
 
 
 def _choose_without_plugin(ckpt: Checkpoint, keep: Sequence[str], only: Sequence[str], codec: Codec) -> Layers:

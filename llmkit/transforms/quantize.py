@@ -15,7 +15,7 @@ from llmkit.quantization.quality import Meter
 from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import GroupSize
+from llmkit.transforms.layers import GroupSize, spelled_for
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids, distinct
 from llmkit.transforms.storing import encoded_checkpoint
@@ -62,7 +62,8 @@ def quantize(
             the format has no integers of these bits.
         format: the name of an entry point in `llmkit.codecs`, of a layout of folders.
         activations: what engines are to round the inputs of layers to, as the format can say it ("int8").
-        quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer.
+        quantizer: `llmkit.calibration.CalibratedQuantizer`, for methods that look at the inputs of each layer; of the
+            checkpoint as `llmkit.transforms.layers.spelled_for` gives it.
         meter: collects the relative error of every weight while it is written.
         device: where methods compute, and the blocks of a model that is calibrated: one block or matrix at a time.
 
@@ -81,7 +82,7 @@ def quantize(
     codec = folder_codec(format)
     if activations is not None:
         codec = codec.with_activations(activations)
-    recipe = recipe or {}
+    ckpt, recipe = spelled_for(ckpt, codec), recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
     for grid in distinct(chosen.grids.values()):
         if (why := algorithm.refuses(grid)) is None:

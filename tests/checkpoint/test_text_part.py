@@ -9,8 +9,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llmkit.api import save
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.foreign import quiet_transformers
@@ -18,6 +20,7 @@ from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.inspection.summary import summarize
 from llmkit.transforms.convert import convert
+from llmkit.transforms.quantize import quantize
 
 PLUGINS = {p.name: default_registry().load(p) for p in default_registry().plugins if p.is_builtin}
 IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -165,3 +168,19 @@ def test_published_files_have_keys_where_layers_take_those_of_others(tmp_path):
     whole = open_checkpoint(tmp_path)
     torch.testing.assert_close(load_decoder(whole)(ids), load_decoder(plain)(ids), atol=0, rtol=0)
     assert set(convert(whole, to="bin").tensors) == tensors.keys()
+
+
+def test_the_language_model_of_a_model_of_images_has_them_one_by_one(tmp_path):
+    written(tmp_path / "base", "llama4")
+    only = ["*language_model*feed_forward*_proj"]
+    save(
+        quantize(open_checkpoint(tmp_path / "base"), bits=4, group_size="channel", only=only, method="rtn"),
+        tmp_path / "q",
+    )
+    ids = torch.arange(3, 27).view(2, 12)
+    quantized = open_checkpoint(tmp_path / "q")
+    assert any(name.endswith("layers.1.feed_forward.experts.2.gate_proj.weight_packed") for name in quantized.tensors)
+    with quiet_transformers(), torch.no_grad():
+        model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "q", attn_implementation="eager")
+        theirs = model.eval().language_model(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(dequantized(quantized))(ids), theirs, atol=2e-5, rtol=2e-5)

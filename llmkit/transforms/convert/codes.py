@@ -18,7 +18,7 @@ from llmkit.quantization.method import Task, method_named, quantized
 from llmkit.quantization.signs import with_positive_scales
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.rearrange import transpose
-from llmkit.transforms.layers import GroupSize, choose_grid, layers_of
+from llmkit.transforms.layers import GroupSize, choose_grid, layers_of, spelled_for
 from llmkit.transforms.storing import encoded_checkpoint
 
 _METHOD = "mse"
@@ -57,6 +57,7 @@ def reencoded(
     Raises:
         RequirementError: matrices that the layout cannot hold (without `requantize`).
     """
+    floats = spelled_for(floats, codec)
     weights = {name: lazy for name, lazy in floats.tensors.items() if is_dequantized(lazy) and len(lazy.shape) == 2}
     slots, grids = floats.model.tensors() if floats.model is not None else {}, grids or {}
     unchanged: dict[str, QuantizedMatrix] = {}
