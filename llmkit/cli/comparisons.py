@@ -70,7 +70,7 @@ def _render(out: Output, c: Comparison) -> None:
     names = {"micro": "all questions", "macro": "mean of subjects", "categories": "mean of categories"}
     rows = [(f"  {name}", *_cells(part, flips)) for name, (part, flips) in (c.categories or c.subjects).items()]
     rows += [(names[k], *_cells(part, c.flips if k == "micro" else None)) for k, part in c.averages.items()]
-    columns = [c.title, "questions", "before", "now", "change", "95 % interval", "to wrong", "to right"]
+    columns = [c.title, "n", "before", "now", "change", "95 % interval", "to wrong", "to right"]
     out.table(columns, rows, right=columns[1:])
     details = [
         f"wrong to wrong {c.flips.wrong_to_wrong}",

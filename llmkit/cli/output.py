@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llmkit.cli.progress import Bar, Lines, StatusLine
+from llmkit.cli.tables import aligned
 from llmkit.cli.terminal import clean, clean_json, raw_stderr
 from llmkit.errors import InputError, listing
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -101,12 +103,9 @@ class Output:
         In a terminal the table fits the window; elsewhere each row is one line, whatever its length.
         """
         cells = [["" if cell is None else clean(str(cell), is_line=True) for cell in row] for row in rows]
-        if sys.stdout.isatty():
-            with self.status_line.writing():
-                _draw(columns, cells, right)
-        else:
-            for line in _aligned(columns, cells, right):
-                self._write(line)
+        window = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in aligned(columns, cells, right, window):
+            self._write(line)
 
     def note(self, text: str) -> None:
         """What was decided and is worth knowing."""
@@ -205,30 +204,6 @@ class Output:
 def _is_terminal() -> bool:
     """Whether stderr is a terminal in which a line can be drawn over."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterator[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    for row in [columns, ["─" * width for width in widths], *rows]:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        ]
-        yield "  ".join(cells).rstrip()
-
-
-def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
-        is_right = column in right
-        table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)
 
 
 def finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from llmkit.cli.command import command
 from llmkit.cli.output import Output
+from llmkit.errors import counted
 from llmkit.tensors.spec import format_bytes
 
 
@@ -36,15 +37,12 @@ def verify(
         for note in verdict.notes:
             out.line(f"note: {note}")
         if verdict.is_ok:
-            tensors = f"{verdict.n_tensors} tensors in " if verdict.n_tensors else ""
-            out.line(
-                f"{folder} is as it was written: {tensors}{verdict.n_files} files, "
-                f"{format_bytes(verdict.nbytes)} hashed"
-            )
+            tensors = f"{counted(verdict.n_tensors, 'tensor')} in " if verdict.n_tensors else ""
+            files = counted(verdict.n_files, "file")
+            out.line(f"{folder} is as it was written: {tensors}{files}, {format_bytes(verdict.nbytes)} hashed")
 
     out.answer(document, render, brief="ok" if verdict.is_ok else "\n".join(verdict.problems))
     if not verdict.is_ok:
-        n = len(verdict.problems)
         shared = any("(shared with " in problem for problem in verdict.problems)
         hint = "make it again from a source that is sound; --weights copy shares nothing" if shared else None
-        out.refuse(f"{folder} is not as it was written: {n} thing{'s' * (n != 1)} differ{'s' * (n == 1)}", hint)
+        out.refuse(f"{folder} is not as it was written: {counted(len(verdict.problems), 'difference')}", hint)

@@ -91,7 +91,7 @@ def test_verify_names_what_differs(call, tiny, tmp_path):
     assert "in model.safetensors was changed: its data has another hash than in llmkit.json" in done.out
     assert "config.json is " in done.out
     assert "note: notes.txt was added later" in done.out
-    assert done.err.endswith(f"{out} is not as it was written: 2 things differ\n")
+    assert done.err.endswith(f"{out} is not as it was written: 2 differences\n")
     as_json = call("verify", out, "--json")
     assert (as_json.code, as_json.err) == (1, "")
     assert as_json.document["ok"] is False

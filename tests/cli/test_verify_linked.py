@@ -59,7 +59,7 @@ def test_a_changed_byte(call, model, exported):
     wanted = f"model.safetensors (shared with {model}/model.safetensors) was changed: its content has another hash"
     assert wanted in found.out.replace("\n", " ")
     assert found.err == (
-        f"{exported} is not as it was written: 1 thing differs\n"
+        f"{exported} is not as it was written: 1 difference\n"
         "hint: make it again from a source that is sound; --weights copy shares nothing\n"
     )
 
