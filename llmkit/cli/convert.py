@@ -42,9 +42,11 @@ def convert(
     writing: WriteOptions,
     dtype: OutDtypeOption = None,
     model_parallel: Annotated[
-        int | None, typer.Option(metavar="N", help="With --to meta: the number of files.")
+        int | None, typer.Option(metavar="N", help="With --to meta: the number of files (default: 1).")
     ] = None,
-    file_version: Annotated[int | None, typer.Option(metavar="N", help="With --to llama2c: 0, 1 or 2 (int8).")] = None,
+    file_version: Annotated[
+        int | None, typer.Option(metavar="N", help="With --to llama2c: 0, 1 (default) or 2 (int8).")
+    ] = None,
     type_: Annotated[
         str | None,
         typer.Option(

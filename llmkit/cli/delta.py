@@ -15,16 +15,16 @@ from llmkit.cli.options import OutDtypeOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 
-BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")]
-ProfileOption = Annotated[
-    str | None,
-    typer.Option(
+BaseArgument = Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta is a difference from.")]
+
+
+def _profile(default: str) -> Any:
+    return typer.Option(
         "--profile",
         metavar="NAME",
         autocompletion=completion.profiles,
-        help="The convention: alpaca, vicuna, vicuna-v0, … (default: found out, and said).",
-    ),
-]
+        help=f"The convention: alpaca, vicuna, vicuna-v0, … (default: {default}).",
+    )
 
 
 @command(
@@ -37,7 +37,7 @@ def apply(
     base: BaseArgument,
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="The published difference.")],
     writing: WriteOptions,
-    profile: ProfileOption = None,
+    profile: Annotated[str | None, _profile("detected, and named in the plan")] = None,
     dtype: OutDtypeOption = None,
     expected_sum: Annotated[
         float | None, typer.Option(metavar="X", help="The sum of all weights that the release states.")
@@ -45,8 +45,8 @@ def apply(
 ) -> None:
     """Add a delta to its base, bit for bit as the published script does.
 
-    The convention is found out and named in the plan. The wrong base is refused where that is certain, and warned of
-    with the measured figure where only statistics can tell.
+    The wrong base is refused where that is certain, and warned of with the measured figure where only statistics can
+    tell.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.classification import open_model
@@ -92,14 +92,14 @@ def make(
     base: BaseArgument,
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model that the delta shall give.")],
     writing: WriteOptions,
-    profile: ProfileOption = None,
+    profile: Annotated[str | None, _profile("llmkit, units in the last place")] = None,
     dtype: OutDtypeOption = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not count what comes back.")] = False,
 ) -> None:
     """Make the delta from a base to a tuned model, and count what comes back when it is applied.
 
-    By default it counts units in the last place, so that applying it gives every bit of the tuned model back. With
-    the profile of a published convention it is what that script makes, with its rounding.
+    Differences in units in the last place give every bit of the tuned model back. With the profile of a published
+    convention the delta is what that script makes, with its rounding.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.classification import open_model

@@ -42,8 +42,8 @@ def export(
         typer.Option(
             metavar="link|copy",
             help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
-            "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). By "
-            "default files are linked of which most is used.",
+            "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). "
+            "Default: link for files of which most is used, copy for the rest.",
         ),
     ] = None,
     attention: Annotated[
@@ -69,24 +69,24 @@ def export(
         int | None,
         typer.Option(
             metavar="4|8",
-            help="Put the linear layers on a grid of so many bits. A quantized model keeps its grids without it, and "
-            "with it those of no more bits.",
+            help="Quantize the linear layers to so many bits (default: floats). Layers that are quantized already keep "
+            "their grid, unless it has more bits.",
         ),
     ] = None,
     embedding_bits: Annotated[
         int | None,
         typer.Option(
             metavar="4|8|16",
-            help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats. "
-            "By default 8 with --bits: perplexity does not notice them, and the head is read for every token.",
+            help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats "
+            "(default: 8 with --bits).",
         ),
     ] = None,
     qdq: Annotated[
         bool,
         typer.Option(
             "--qdq",
-            help="Write DequantizeLinear and MatMul, which every runtime reads, in place of MatMulNBits. ONNX Runtime "
-            "makes the latter of them when it loads.",
+            help="Write DequantizeLinear and MatMul, which every runtime reads, in place of MatMulNBits, to which ONNX "
+            "Runtime fuses them.",
         ),
     ] = False,
     accuracy_level: Annotated[

@@ -43,10 +43,14 @@ def generate(
             metavar="T", help="0: the most likely token. Above: sample; 1 leaves the probabilities as they are."
         ),
     ] = 0.0,
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample from the K most likely tokens only.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Sample from the K most likely tokens only (default: all).")
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Sample from the most likely tokens whose probabilities add up to P."),
+        typer.Option(
+            metavar="P", help="Sample from the most likely tokens whose probabilities add up to P (default: all)."
+        ),
     ] = None,
     seed: SeedOption = 0,
 ) -> None:

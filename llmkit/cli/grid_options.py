@@ -58,10 +58,10 @@ class GridOptions:
         typer.Option(
             metavar="NAME",
             autocompletion=completion.quantization_methods,
-            help="How weights are put on the grid: rtn rounds to nearest, mse on the grid with the least error, hqq on "
-            "zero points of the least sparse error, awq scales inputs first, gptq lets later columns take up earlier "
-            "errors, signround learns the rounding of each block, gptq-signround (best) from what gptq makes (default: "
-            "gptq where a text is read, else mse).",
+            help="How weights are rounded: rtn to nearest, mse on the grid with the least squared error, hqq with zero "
+            "points of the least sparse error, awq after inputs are scaled, gptq with later columns taking up earlier "
+            "errors, signround as is learnt for each block, gptq-signround (best) from what gptq makes (default: mse; "
+            "gptq where quantize reads a text).",
         ),
     ] = None
 
@@ -163,7 +163,7 @@ class TextOptions:
             metavar="FILE|DIR|built-in|self|none",
             help="What the model reads, to weigh errors by the inputs of its layers: a text, JSON lines (also chats), "
             "a folder of them, the text that llmkit brings, or what the model writes itself (default: built-in; none "
-            "with 8 bits).",
+            "for quantize --bits 8).",
         ),
     ] = None
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Windows of the calibration text.")] = 128

@@ -85,9 +85,15 @@ def combine(
     ] = "cat",
     weight: WeightOption = None,
     density: Annotated[
-        float | None, typer.Option(metavar="D", help="Share of elements that pruning keeps, 0 to 1.")
+        float | None,
+        typer.Option(
+            metavar="D", help="Share of elements that ties, dare_… and magnitude_prune keep, 0 to 1; they need it."
+        ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="Rank of the result of svd.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", min=1, help="Rank of the result of svd (default: the largest of the adapters)."),
+    ] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Combine LoRA adapters into one adapter, which peft and `llmkit lora merge` read.
@@ -117,7 +123,7 @@ def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that was tuned.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="What it became.")],
     writing: WriteOptions,
-    rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="The rank of every layer.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", min=1, help="The rank of every layer; or --energy.")] = None,
     energy: Annotated[
         float | None,
         typer.Option(metavar="E", help="Give each layer the rank that keeps this share of the difference."),

@@ -162,11 +162,14 @@ class ScalingOptions:
     """The options of a command whose work is cut up, or done elsewhere."""
 
     batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most (default: 1024).")
     ] = None
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Make batches so small that the process takes at most this: 8GiB, 900MiB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Make batches so small that the process takes at most this: 8GiB, 900MiB (default: no limit).",
+        ),
     ] = None
     url: Annotated[
         str | None,

@@ -61,7 +61,7 @@ def extend(
             metavar="zero|own|after",
             autocompletion=completion.scores,
             help="Scores of new SentencePiece pieces: 0 as Chinese-LLaMA, their own, or after all old ones, where "
-            "tokenizer.json and tokenizer.model agree on every text.",
+            "tokenizer.json and tokenizer.model agree on every text (default: zero for BPE, own for Unigram).",
         ),
     ] = None,
     pad_to_multiple: PadOption = None,

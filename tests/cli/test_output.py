@@ -123,6 +123,7 @@ def test_durations(seconds, text):
 
 def test_every_command_has_help_examples_and_the_common_options(call):
     from llmkit.cli.reference import command_paths, help_text
+    from llmkit.evaluation.scoring import BATCH_TOKENS
 
     paths = command_paths()
     groups = {p[:-1] for p in paths if p}
@@ -138,6 +139,7 @@ def test_every_command_has_help_examples_and_the_common_options(call):
             # A decoded release has the files that were published, whatever their sizes.
             wanted += [] if path in (("delta", "xor"), ("delta", "decrypt")) else ["--max-shard-size", "--force"]
             assert all(option in text for option in wanted), path
+    assert f"pass at most (default: {BATCH_TOKENS})" in " ".join(help_text(("eval",)).split())
 
 
 def test_reference_replaces_only_its_part():

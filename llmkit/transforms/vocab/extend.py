@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, RequirementError, require_choice
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.transforms.vocab.change import Change, RowMaker, resized
 from llmkit.transforms.vocab.extend_byte_level import extend_added, extend_bytes
@@ -72,8 +72,7 @@ def extend(
 
 
 def _change(tokenizer: TokenizerFiles, source: Source, as_: str | None, scores: str | None) -> Change:
-    if as_ not in (None, "pieces", "added"):
-        raise InputError(f"unknown way to enter tokens {as_!r}", hint="use --as pieces or --as added")
+    require_choice("--as", as_ or "pieces", ("pieces", "added"))
     if scores is not None and tokenizer.kind not in ("sentencepiece", "unigram"):
         raise InputError(f"--scores is for SentencePiece; {tokenizer.label} has a {tokenizer.kind} tokenizer")
     if (as_ or ("added" if source.kind == "words" else "pieces")) == "added":

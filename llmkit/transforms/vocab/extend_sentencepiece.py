@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import RequirementError, require_choice
 from llmkit.tokenization.bpe import apply_bpe, by_score, implied_merges, tied_pairs
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.tokenization.fast import FastTokenizer
@@ -40,8 +40,7 @@ def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: s
     """
     is_bpe = tokenizer.kind == "sentencepiece"
     rule = scores or ("zero" if is_bpe else "own")
-    if rule not in SCORES:
-        raise InputError(f"unknown scores {rule!r}", hint="use one of " + ", ".join(SCORES))
+    require_choice("--scores", rule, SCORES)
     if not is_bpe and rule == "zero":
         raise RequirementError(
             f"{tokenizer.label} has a Unigram model: a piece of score 0 has probability 1 and would win everywhere",
