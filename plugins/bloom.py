@@ -54,9 +54,12 @@ ARCHITECTURE = Architecture(
             lambda config: NormedResidual() if config.get("apply_residual_connection_post_layernorm") else PreNorm()
         ),
     ),
-    # Switches of the code it was trained with, and of a slower computation that gives the same.
+    # A slower computation of the same, but that in several parts it leaves out biases.
+    fixed={
+        "slow_but_exact": Computed(lambda config: config.get("pretraining_tp", 1) == 1 and config["slow_but_exact"])
+    },
+    # Switches of the code it was trained with.
     unused=(
-        "slow_but_exact",
         "attention_softmax_in_fp32",
         "bias_dropout_fusion",
         "masked_softmax_fusion",

@@ -27,7 +27,7 @@ def _is_new(config: Mapping[str, Any]) -> bool:
 
 def is_parallel(config: Mapping[str, Any]) -> bool:
     """Attention and MLP side by side."""
-    return _is_new(config) or bool(lookup(Key("parallel_attn", True), config))
+    return _is_new(config) or bool(lookup(Key("parallel_attn", True, null=False), config))
 
 
 def has_two_norms(config: Mapping[str, Any]) -> bool:
@@ -38,7 +38,7 @@ def has_two_norms(config: Mapping[str, Any]) -> bool:
 def _n_kv_heads(config: Mapping[str, Any]) -> Any:
     if _is_new(config):
         return lookup(_KV_HEADS, config)
-    return 1 if lookup(Key("multi_query", True), config) else None
+    return 1 if lookup(Key("multi_query", True, null=False), config) else None
 
 
 def _ffn(config: Mapping[str, Any]) -> Any:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Key
-from llmkit.architecture.kinds import Block, RMSNorm
+from llmkit.architecture.kinds import Block, RMSNorm, Rope
+from llmkit.architecture.positions import THETA_KEYS
 
 from .olmo2 import NAMES, OLMO_2
 from .qwen2_moe import EXPERTS
@@ -26,6 +27,7 @@ ARCHITECTURE = replace(
             qk_norm=RMSNorm(eps=_EPS, width="heads*head_dim"),
             k_norm=RMSNorm(eps=_EPS, width="kv_heads*head_dim"),
         ),
+        position=Rope(theta=Key(THETA_KEYS, 500000.0)),
         mlp=Experts(
             Key("hidden_act", "silu"),
             router=Router(

@@ -8,6 +8,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.layer_types import window_of
+from llmkit.architecture.positions import THETA_KEYS
 
 from .llama import DIMS, NAMES, TINY
 
@@ -20,7 +21,7 @@ ARCHITECTURE = Architecture(
     block=Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-5)),
         attention=GroupedQuery(window=Computed(lambda config: window_of(config, None))),
-        position=Rope(),
+        position=Rope(theta=Key(THETA_KEYS, 1000000.0)),
         mlp=Experts(
             Key("hidden_act", "silu"),
             router=Router(

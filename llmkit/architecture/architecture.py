@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkit.architecture.gguf import GgufFamily
-from llmkit.architecture.keys import Computed, Key, as_float, as_key, lookup, source_of
+from llmkit.architecture.keys import Computed, Key, absent, as_float, as_key, is_null, lookup, source_of
 from llmkit.architecture.kind import Kind
 from llmkit.architecture.kinds import Block, Embedding, Head, PerLayer
 from llmkit.architecture.model import Model
@@ -66,7 +66,8 @@ class Dims:
         keys: dict[str, str] = {}
         for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
             key = as_key(getattr(self, name))
-            bound[name] = _whole(name, key, config)
+            is_derived = name in ("kv_heads", "head_dim") and is_null(key, config)
+            bound[name] = None if is_derived else _whole(name, key, config)
             keys[name] = source_of(key, config) or next(iter(key.spellings), name)
         context = bound.pop("context")
         hidden, heads = bound["hidden"] or 0, bound["heads"] or 0
@@ -176,6 +177,8 @@ class Architecture:
         try:
             model = self._bound(seen)
         except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, KeyError) and isinstance(gone := error.args[0], str) and gone not in config:
+                raise absent(gone, config) from error
             # What a plugin computes of a value that is none of its kind.
             key = next(reversed(seen.read), None)
             where = "" if key is None else f", the last key read: {key} is {seen.read[key]!r:.60}"

@@ -23,10 +23,12 @@ class Key:
         names: the spellings, tried in order; a dot goes into a nested object (`rope_parameters.rope_theta`).
             A key that is absent or null does not count.
         default: what holds when no spelling is there; `REQUIRED` makes that an error.
+        null: what holds when one is there and null; None for the default.
     """
 
     names: tuple[str, ...] | str
     default: Any = REQUIRED
+    null: Any = None
 
     def __repr__(self) -> str:
         return f"Key({self.names!r})" if self.default is REQUIRED else f"Key({self.names!r}, {self.default!r})"
@@ -74,6 +76,17 @@ def source_of(key: Key | Computed, config: Mapping[str, Any]) -> str | None:
     return next((name for name in key.spellings if _get(config, name) is not None), None)
 
 
+def is_null(key: Key | Computed, config: Mapping[str, Any]) -> bool:
+    """Whether `config` states null where it could have the value.
+
+    The classes of transformers take their defaults where nothing is stated, not there: a flag is then false, a size
+    follows from the others.
+    """
+    if isinstance(key, Computed) or source_of(key, config) is not None:
+        return False
+    return any(name in config for name in key.spellings)
+
+
 def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
     """The value of `key` in `config`.
 
@@ -87,14 +100,20 @@ def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
     name = source_of(key, config)
     if name is not None:
         return _get(config, name)
+    if key.null is not None and is_null(key, config):
+        return key.null
     if key.default is REQUIRED:
-        wanted = key.spellings[0]
-        guess = nearest(wanted, config)
-        raise SpecError(
-            f"config.json has no {wanted!r}, which this architecture needs",
-            hint=f"is {guess!r} meant? Otherwise add {wanted!r} to config.json" if guess else None,
-        )
+        raise absent(key.spellings[0], config)
     return key.default
+
+
+def absent(key: str, config: Mapping[str, Any]) -> SpecError:
+    """The error of a required key that `config` has not."""
+    guess = nearest(key, config)
+    return SpecError(
+        f"config.json has no {key!r}, which this architecture needs",
+        hint=f"is {guess!r} meant? Otherwise add {key!r} to config.json" if guess else None,
+    )
 
 
 def respelled(
@@ -124,6 +143,8 @@ def bind_fields(kind: T, config: Mapping[str, Any], string_keys: tuple[str, ...]
             value = as_key(value)
         if isinstance(value, Key):
             bound, where = lookup(value, config), source_of(value, config) or field.name
+            if bound is True and field.name != "tied" and is_null(value, config):  # tying is read from the files
+                bound = False
         elif hasattr(value, "bind"):
             bound, where = value.bind(config), field.name
         else:

@@ -20,9 +20,9 @@ _SCALING = Key(("rope_scaling", "rope_parameters"), None)
 
 
 def rotated_share(default: float, *others: str) -> Key:
-    """The rotated share of a head: `partial_rotary_factor` (transformers 5 nests it), or a family's other keys."""
+    """The rotated share of a head: `partial_rotary_factor` (transformers 5 nests it), or others; null is all of it."""
     name = "partial_rotary_factor"
-    return Key((f"rope_scaling.{name}", f"rope_parameters.{name}", name, *others), default)
+    return Key((f"rope_scaling.{name}", f"rope_parameters.{name}", name, *others), default, null=1.0)
 
 
 @dataclass(frozen=True)

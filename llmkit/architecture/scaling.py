@@ -196,7 +196,7 @@ def _yarn(params: Mapping[str, Any], config: Mapping[str, Any], get: _Getter) ->
         beta_slow=get.optional("beta_slow") or 1.0,
         mscale=get.optional("mscale"),
         mscale_all_dim=get.optional("mscale_all_dim"),
-        truncate=as_bool(params.get("truncate", True)),
+        truncate=as_bool(params.get("truncate", True) or False),
     )
 
 

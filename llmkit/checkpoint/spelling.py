@@ -12,11 +12,13 @@ from llmkit.errors import PluginError, listing
 from llmkit.tensors.lazy import Lazy
 
 # How the names of a language model inside one of several modalities begin: with transformers 4.52 and later, before,
-# and in files of the model without its head.
+# in files of the model without its head, where it is named after texts (Idefics, SmolVLM), and inside another model.
 LANGUAGE_MODEL_PREFIXES = (
     {"model.language_model.": "model."},
     {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
     {"language_model.": "model."},
+    {"model.text_model.": "model."},
+    {"model.language_model.model.": "model.", "model.language_model.lm_head.": "lm_head."},
 )
 
 

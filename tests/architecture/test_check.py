@@ -153,6 +153,20 @@ def test_configs_that_cannot_be(changes, message):
         bind(**changes)
 
 
+def test_a_size_that_a_plugin_counts_with_is_named():
+    falcon = find({"model_type": "falcon_h1"})
+    config = {k: v for k, v in falcon.tiny_config().items() if k != "num_attention_heads"}
+    with pytest.raises(SpecError, match="no 'num_attention_heads', which"):
+        falcon.bind(config)
+
+
+def test_null_is_not_absence():
+    """As in transformers' classes, whose defaults are for what is not stated."""
+    ernie = find({"model_type": "ernie4_5"})
+    sizes = ernie.bind({**ernie.tiny_config(), "head_dim": None, "num_key_value_heads": None}).dims
+    assert (sizes.head_dim, sizes.kv_heads) == (8, 4)
+
+
 def test_a_misspelt_key_is_guessed():
     with pytest.raises(SpecError) as caught:
         bind(hidden_size=..., hidden_sise=32)

@@ -91,6 +91,19 @@ def test_text_is_computed_as_transformers_does(tmp_path, family, names):
     assert set(convert(ckpt, to="bin").tensors) == set(ckpt.tensors)  # of the whole nothing is lost
 
 
+def test_a_text_model_of_smolvlm(tmp_path):
+    text = {k: v for k, v in PLUGINS["llama"].tiny_config().items() if k != "architectures"}
+    config = transformers.SmolVLMConfig(text_config=text, vision_config=IMAGES, image_token_id=90, pad_token_id=0)
+    torch.manual_seed(0)
+    with quiet_transformers():
+        model = transformers.SmolVLMForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+        model.save_pretrained(tmp_path)
+    ids = torch.arange(3, 27).view(2, 12)
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(open_checkpoint(tmp_path))(ids), wanted, atol=2e-5, rtol=2e-5)
+
+
 def test_stacked_experts_are_read_one_by_one(tmp_path):
     """As published Qwen3.5 has them, and transformers 5 in memory; its own files have them one by one."""
     model = written(tmp_path, "qwen3_5_moe")

@@ -228,7 +228,7 @@ def _aliases(config: Mapping[str, Any]) -> Mapping[str, str]:
 def _others(value: Any) -> list[Any]:
     match value:
         case bool():
-            return [not value]
+            return [not value, None]
         case int():
             return [value * 2, max(1, value // 2), value + 1]
         case float():

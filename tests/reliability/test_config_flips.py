@@ -6,8 +6,10 @@ One value of each key; all of them, some minutes, are a command: python tests/re
 from __future__ import annotations
 
 import pytest
+import transformers
 
-from reliability.against_transformers import try_ours
+from llmkit.errors import SpecError
+from reliability.against_transformers import PLUGINS, try_ours
 from reliability.config_flips import FAMILIES, check_family
 
 # Refused although transformers computes the same: its class does not look at what the config says.
@@ -37,6 +39,38 @@ def test_every_key_of_a_family(name):
     flips = list(check_family(name, short=True))
     assert [f for f in flips if not is_right(name, f)] == []
     assert sum(f.changes for f in flips) >= 6, "too few keys that matter: the check itself is broken"
+
+
+def bound(name, config):
+    """All that is computed with a config; None where it is refused."""
+    try:
+        model = PLUGINS[name].bind(config)
+    except SpecError:
+        return None
+    return model.embedding, model.blocks, model.final_norm, model.head
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "falcon_h1"])  # which has multipliers of one
+def test_what_a_config_leaves_out_is_as_the_class_has_it(name):
+    """A default that is written out changes nothing."""
+    compared = 0
+    for variant in (None, *PLUGINS[name].variants):
+        config = PLUGINS[name].tiny_config(variant)
+        for key in config.keys() - {"architectures", "model_type", "num_hidden_layers", "layer_types"}:
+            rest = {k: v for k, v in config.items() if k != key}
+            try:
+                made = transformers.AutoConfig.for_model(**rest)
+            except Exception:  # noqa: BLE001 - transformers' own refusal, in whatever form
+                continue
+            values, alias = made.to_dict(), type(made).attribute_map
+            rope = values.get("rope_parameters") or {}
+            nested = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}.get(key, key)
+            stated = rope.get(nested, rope.get("full_attention", {}).get(nested, values.get(alias.get(key, key))))
+            found, wanted = bound(name, rest), bound(name, rest | {key: stated})
+            if stated is not None and None not in (found, wanted):
+                compared += 1
+                assert found == wanted, (variant, key, stated)
+    assert compared >= 3
 
 
 def test_a_key_that_is_not_read_is_found(monkeypatch):
