@@ -148,7 +148,6 @@ def evaluate(
     from llmkit.evaluation.record import check_record_path
     from llmkit.evaluation.records import read_record
     from llmkit.evaluation.runner import evaluate as run_evaluation
-    from llmkit.evaluation.scoring import BATCH_TOKENS
     from llmkit.pipeline.journal import is_journal
 
     selection = selecting.selection(bench, templates)
@@ -169,7 +168,7 @@ def evaluate(
     engine = EngineOptions(
         **asdict(computing),
         url=scaling.url,
-        batch_tokens=scaling.batch_tokens or BATCH_TOKENS,
+        batch_tokens=scaling.batch_tokens,
         memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,
         progress=out.progress(),
     )

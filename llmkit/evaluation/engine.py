@@ -17,7 +17,7 @@ from llmkit.evaluation.answers import Answers
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.prefix import Query
-from llmkit.evaluation.scoring import BATCH_TOKENS, Scorer, Usage
+from llmkit.evaluation.scoring import Scorer, Usage
 from llmkit.evaluation.targets import Score
 from llmkit.onnx.backend import BACKENDS, load_backend
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -68,7 +68,7 @@ class EngineOptions:
         device: a torch device.
         provider: ONNX Runtime's, for an exported folder: cpu or cuda.
         url: of the server, for an engine that asks one.
-        batch_tokens: how many tokens one forward takes at most.
+        batch_tokens: how many tokens one forward takes at most; None leaves it to the scorer.
         memory: what the process may take, in bytes.
         progress: is told what is computed.
     """
@@ -78,7 +78,7 @@ class EngineOptions:
     device: str = "cpu"
     provider: str | None = None
     url: str | None = None
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     memory: int | None = None
     progress: Progress = field(default=NO_PROGRESS, compare=False)
 

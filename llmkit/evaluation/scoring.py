@@ -29,6 +29,8 @@ from llmkit.pipeline.pool import torch_threads
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
 
 BATCH_TOKENS = 1024  # linear layers are no slower than with 2,048 on a CPU, and the heap needs no new pages
+_WORK_NBYTES = 32 << 20  # of a forward's activations on a CPU: wide models compute fewer tokens at a time, as fast
+_WIDE_TOKENS = 256  # at least
 KEPT_TOKENS = 8 * BATCH_TOKENS
 _LEAST_TOKENS = 16
 _FEW_ROWS = 8  # the last layer is computed for rows that are read alone where they are one in so many, at most
@@ -58,7 +60,8 @@ class Scorer:
 
     Args:
         decoder: the model.
-        batch_tokens: how many tokens one forward takes at most.
+        batch_tokens: how many tokens one forward takes at most; None takes `BATCH_TOKENS`, of a wide model on a CPU
+            fewer.
         forward_cost: what one more forward costs in tokens; a shared stretch that saves less is repeated.
         progress: told of arithmetic as it is done, or of tokens where the decoder is not llmkit's own.
         answers: where what is scored is kept; answers found there are not computed again.
@@ -75,7 +78,7 @@ class Scorer:
     """
 
     decoder: LanguageModel
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     forward_cost: int = FORWARD_COST
     progress: Progress = NO_PROGRESS
     usage: Usage = field(default_factory=Usage)
@@ -87,7 +90,6 @@ class Scorer:
     _n_vocab: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
         self._costs: Costs | None = None
         self._waiting = WaitingRows()
         self._lock = Lock()  # around what several streams write
@@ -101,11 +103,16 @@ class Scorer:
         """Batches for sequences of up to so many tokens, in streams for the threads that there are."""
         self._streams = n_streams(self.decoder.device) if isinstance(self.decoder, Decoder) else 1
         self._threads = torch.get_num_threads() // self._streams
-        self._now = Batch(self.batch_tokens, self.kept_tokens, self.logits_nbytes)
+        self._now = Batch(self.batch_tokens or self._usual_tokens(), self.kept_tokens, self.logits_nbytes)
         if self.memory is not None:
             if self._costs is None:
                 raise InputError(f"--memory is not for --backend {self.backend}", hint="give --batch-tokens")
             self._now = self._costs.fit(self.memory, longest, self._now, self._streams)
+
+    def _usual_tokens(self) -> int:
+        if self._costs is None or self.decoder.device.type != "cpu":
+            return BATCH_TOKENS
+        return max(_WIDE_TOKENS, min(BATCH_TOKENS, _WORK_NBYTES // self._costs.work_nbytes))
 
     @property
     def backend(self) -> str:

@@ -98,6 +98,19 @@ def test_every_position_of_a_long_text_is_scored_in_pieces(reference, decoder):
     assert score.logprob == pytest.approx(plain(reference, query)[0], abs=2e-4)
 
 
+@pytest.mark.parametrize(("ffn", "forwards"), [(64, 1), (4096, 2), (40_000, 3)])
+def test_a_wide_model_computes_fewer_tokens_at_a_time(tmp_path, ffn, forwards):
+    """Activations of a forward stay near 32 MiB, but it has 256 tokens or more."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": ffn, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=40, max_position_embeddings=900, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    scorer = Scorer(load_decoder(open_checkpoint(tmp_path)))
+    scorer.score([Query((7,) * 700, (3,))])
+    assert scorer.usage.forwards == forwards
+
+
 def test_progress_counts_the_arithmetic_of_what_is_computed(decoder):
     class Seen:
         total = done = n_calls = 0
