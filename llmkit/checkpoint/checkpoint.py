@@ -17,6 +17,7 @@ from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.order import in_order, sort_tensors
 from llmkit.checkpoint.spelling import in_family_names
+from llmkit.checkpoint.templates import with_named_templates
 from llmkit.errors import listing
 from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, left_unread, weight_set
@@ -188,7 +189,8 @@ def open_tokenizer_folder(model: str | Path) -> Checkpoint | None:
 
 
 def _small_files(path: Path) -> dict[str, FileContent]:
-    return {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _is_copied(p.name)}
+    files = {p.name: FileContent(path=p) for p in sorted(path.iterdir()) if p.is_file() and _is_copied(p.name)}
+    return with_named_templates(files, path)
 
 
 def _opened(path: Path) -> Checkpoint:
@@ -229,7 +231,8 @@ def _from_layout(path: Path, opened: OpenedLayout) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     beside = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in opened.own]
     files = {n: FileContent(data=f) if isinstance(f, bytes) else FileContent(path=f) for n, f in opened.files.items()}
-    files |= {p.name: FileContent(path=p) for p in beside if _is_copied(p.name) and _belongs(path, p.name)}
+    small = {p.name: FileContent(path=p) for p in beside if _is_copied(p.name) and _belongs(path, p.name)}
+    files |= with_named_templates(small, folder)
     if opened.vocabulary:
         from llmkit.tokenization.from_gguf import tokenizer_files
 

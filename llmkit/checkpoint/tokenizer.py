@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
+from llmkit.checkpoint.templates import with_named_templates
 from llmkit.errors import InputError, LlmkitError, listing
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
@@ -64,7 +65,7 @@ def _files_beside(ckpt: Checkpoint) -> dict[str, FileContent]:
     if ckpt.origin is None or not ckpt.origin.is_file():
         return {}
     paths = [ckpt.origin.parent / name for name in TOKENIZER_FILES]
-    return {p.name: FileContent(path=p) for p in paths if p.is_file()}
+    return with_named_templates({p.name: FileContent(path=p) for p in paths if p.is_file()}, ckpt.origin.parent)
 
 
 def tokenizer_settings(files: Mapping[str, FileContent], label: str) -> dict[str, Any]:

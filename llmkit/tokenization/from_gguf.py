@@ -134,9 +134,12 @@ class _Vocabulary:
         length = config.get("max_position_embeddings")
         if isinstance(length, int):
             settings["model_max_length"] = length
-        template = self._metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            settings["chat_template"] = template
+        key = "tokenizer.chat_template"
+        stated = {k.removeprefix(f"{key}."): v for k, v in self._metadata.items() if k.startswith(f"{key}.")}
+        templates = {"default": self._metadata.get(key), **stated}
+        named = [{"name": name, "template": text} for name, text in templates.items() if isinstance(text, str)]
+        if named:
+            settings["chat_template"] = named if stated else templates["default"]
         return settings
 
     def trie(self) -> ByteTrie:

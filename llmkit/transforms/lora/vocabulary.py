@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
+from llmkit.checkpoint.templates import with_named_templates
 from llmkit.errors import RequirementError
 from llmkit.formats.adapter import Adapter
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES
@@ -149,7 +150,8 @@ def _adopt(
 def _tokenizer_files(adapter: Adapter) -> dict[str, FileContent]:
     if adapter.folder is None:
         return {}
-    return {n: FileContent(path=adapter.folder / n) for n in TOKENIZER_FILES if (adapter.folder / n).is_file()}
+    files = {n: FileContent(path=adapter.folder / n) for n in TOKENIZER_FILES if (adapter.folder / n).is_file()}
+    return with_named_templates(files, adapter.folder)
 
 
 def _count(label: str, files: Mapping[str, FileContent]) -> int | None:
