@@ -54,11 +54,10 @@ def write(
     from llmkit.formats.container import SafetensorsFiles
     from llmkit.formats.torch_zip import TorchFiles
     from llmkit.pipeline.plan import make_plan
+    from llmkit.pipeline.target import partial_path
 
     if not isinstance(checkpoint.container, SafetensorsFiles | TorchFiles):
         out.refuse_options({"max_shard_size"}, "this layout, whose files its format gives")
-    from llmkit.pipeline.target import partial_path
-
     plan = make_plan(
         checkpoint, writing.output, max_shard_size=parse_bytes(writing.max_shard_size), force=writing.force
     )
@@ -93,16 +92,27 @@ def write(
     except KeyboardInterrupt:
         raise interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
-    resumed = resumed_nbytes(out, manifest)
-    not_finite = manifest["run"].get("not_finite", {})
+    document = _written(plan, manifest, elapsed, resumed_nbytes(out, manifest))
+    not_finite = document["not_finite"]
     if not_finite and "overflow" not in manifest["run"]:
         out.warning(_not_finite(not_finite, plan))
     try:
         more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
     except KeyboardInterrupt:
         raise interrupted_check(plan.out) from None
+
+    def render() -> None:
+        out.line(_sentence(plan, document, elapsed))
+        render_more()
+        out.hint((hint or ("llmkit inspect {out}" if plan.is_file else "llmkit verify {out}")).format(out=plan.out))
+
+    out.answer(document | more, render, brief=str(plan.out))
+
+
+def _written(plan: Plan, manifest: Mapping[str, Any], elapsed: float, resumed: int) -> dict[str, Any]:
+    """The document of what was written."""
     shared = {name: entry for name, entry in manifest["files"].items() if "sharing" in entry}
-    document = {
+    return {
         "out": str(plan.out),
         "tensors": len(manifest["tensors"]),
         "nbytes": plan.write_nbytes,
@@ -110,24 +120,21 @@ def write(
         "files": {name: entry["nbytes"] for name, entry in manifest["files"].items()},
         "elapsed_s": round(elapsed, 3),
         "resumed_nbytes": resumed,
-        "not_finite": not_finite,
+        "not_finite": manifest["run"].get("not_finite", {}),
         "recipe": manifest["recipe"],
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
-        **more,
     }
 
-    def render() -> None:
-        rate = ""
-        text = f"wrote {plan.out}: {format_bytes(plan.write_nbytes)}"
-        if plan.files:
-            text += f" in {counted(len(plan.files), 'weight file')}, {counted(len(manifest['tensors']), 'tensor')}"
-            rate = f" ({format_bytes((plan.write_nbytes - resumed) / elapsed)}/s)" if elapsed > 0 else ""
-        out.line(text + _shared(shared) + f", {duration(elapsed)}{rate}")
-        render_more()
-        out.hint((hint or ("llmkit inspect {out}" if plan.is_file else "llmkit verify {out}")).format(out=plan.out))
 
-    out.answer(document, render, brief=str(plan.out))
+def _sentence(plan: Plan, d: Mapping[str, Any], elapsed: float) -> str:
+    """The same in a line."""
+    rate = ""
+    text = f"wrote {plan.out}: {format_bytes(plan.write_nbytes)}"
+    if plan.files:
+        text += f" in {counted(len(plan.files), 'weight file')}, {counted(d['tensors'], 'tensor')}"
+        rate = f" ({format_bytes((plan.write_nbytes - d['resumed_nbytes']) / elapsed)}/s)" if elapsed > 0 else ""
+    return text + _shared(d["shared"]) + f", {duration(elapsed)}{rate}"
 
 
 def answer_plan(
