@@ -14,7 +14,7 @@ from llmkit.cli.command import command
 from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecisionOptions
 from llmkit.cli.options import MAY_NAME_A_FILE, ModelArgument, WriteOptions
 from llmkit.cli.output import Mode, Output, finite
-from llmkit.cli.writing import Addition, write
+from llmkit.cli.writing import Addition, require_place, write
 from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
 
@@ -129,6 +129,7 @@ def quantize(
         out = replace(out, mode=Mode.QUIET)
     target, device = mixed_precision.target(bits), calibrating.where
     before = open_model(model, force=writing.force)
+    require_place(writing)
     layout = targets().get(format)
     if layout is None or not layout.of_bits:
         before = spelled_for(before, folder_codec(format))

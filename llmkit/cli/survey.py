@@ -29,6 +29,7 @@ class SurveyStage:
         self, out: Output, base: Checkpoint, tuned: Checkpoint, writing: WriteOptions, options: Mapping[str, Any]
     ) -> None:
         from llmkit.pipeline.journal import is_journal
+        from llmkit.pipeline.plan import refuse_file_name
         from llmkit.pipeline.stage import Stage
         from llmkit.pipeline.target import Target, partial_path
 
@@ -36,6 +37,7 @@ class SurveyStage:
         self._is_over = False
         self._stage: Stage | None = None
         place = Path(writing.output)
+        refuse_file_name(place)
         self._path = path = partial_path(place).with_suffix(".survey")
         self._is_resumable = not writing.no_resume
         if not os.path.lexists(partial_path(place)):

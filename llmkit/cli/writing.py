@@ -137,6 +137,19 @@ def _sentence(plan: Plan, d: Mapping[str, Any], elapsed: float) -> str:
     return text + _shared(d["shared"]) + f", {duration(elapsed)}{rate}"
 
 
+def require_place(writing: WriteOptions) -> None:
+    """Refuse, before a text is read, a place where the plan would refuse to write; what a run left there is kept.
+
+    Raises:
+        OutputError: the output exists, or its parent is missing.
+    """
+    from llmkit.pipeline.target import Target, partial_path
+
+    place = Path(writing.output)
+    if not (writing.overwrite or os.path.lexists(partial_path(place))):
+        Target(place, inputs=tuple(writing.inputs)).check_place()
+
+
 def answer_plan(
     out: Output, document: Mapping[str, Any], render: Callable[[], None], target: Target, need_nbytes: int
 ) -> None:

@@ -64,7 +64,9 @@ def read_model(path: Path) -> GgufModel:
     paths = [path]
     label = path.stem
     if match is not None:
-        label, total = match[1], int(match[3])
+        label, number, total = match[1], int(match[2]), int(match[3])
+        if not 1 <= number <= total:
+            raise InputError(f"{path} is named as part {number} of {total}", hint="give the file its original name")
         paths = [path.with_name(f"{label}-{i + 1:05d}-of-{total:05d}.gguf") for i in range(total)]
         missing = [p.name for p in paths if not p.is_file()]
         if missing:

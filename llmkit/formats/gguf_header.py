@@ -25,6 +25,8 @@ MAGIC = b"GGUF"
 ALIGNMENT = 32
 _VERSIONS = (2, 3)  # 3 differs from 2 only in that it may be big-endian
 _MAX_NAME = 1024
+_MAX_TENSORS = 2**20
+_MAX_NBYTES = 100_000_000  # of a header; a sparse file has gigabytes of it on no disk
 _WINDOW_NBYTES = 2**20
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -80,7 +82,7 @@ def read_header(path: Path) -> GgufFile:
         version = cursor.scalar("I")
         _check_version(path, version)
         n_tensors, n_pairs = cursor.scalar("Q"), cursor.scalar("Q")
-        cursor.check_count(n_tensors, 24, "tensors")
+        cursor.check_count(n_tensors, 24, "tensors", _MAX_TENSORS)
         cursor.check_count(n_pairs, 13, "metadata entries")
         metadata: dict[str, Any] = {}
         for _ in range(n_pairs):
@@ -173,6 +175,8 @@ class _Cursor:
                     f"{self.path} is truncated: its header goes on beyond byte {size}, where the file ends",
                     hint="download or copy the file again",
                 )
+            if position + n > _MAX_NBYTES:
+                raise InputError(f"{self.path}: malformed header: longer than {_MAX_NBYTES} bytes")
             self._window = self._source.read(position, min(max(n, _WINDOW_NBYTES), size - position))
             self._start, self._at = position, 0
         at = self._at
@@ -187,13 +191,15 @@ class _Cursor:
         at = self._need(struct.calcsize(code))
         return struct.unpack_from(f"<{code}", self._window, at)[0]
 
-    def check_count(self, n: int, nbytes: int, what: str) -> None:
-        """Refuse a count of things of at least `nbytes` each for which the rest of the file has no room."""
+    def check_count(self, n: int, nbytes: int, what: str, most: int = _MAX_NBYTES) -> None:
+        """Refuse a count of things of at least `nbytes` each that is no model's, or has no room in the file's rest."""
         left = self._source.nbytes - self.position
         if n * nbytes > left:
             raise InputError(
                 f"{self.path}: malformed header: {n} {what} do not fit into the {left} bytes that are left"
             )
+        if n > most or self.position + n * nbytes > _MAX_NBYTES:
+            raise InputError(f"{self.path}: malformed header: {n} {what}, more than a model has")
 
     def string(self, what: str, limit: int | None = None) -> str:
         n = self.scalar("Q")

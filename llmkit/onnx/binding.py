@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.errors import InputError, is_memory_error
 from llmkit.lazy_imports import torch
 
 # torch's name -> ONNX's number of the element type
-_ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
+ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
              "bfloat16": 16}  # fmt: skip
 _NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
@@ -48,7 +49,22 @@ class BoundSession:
             into: outputs that are written into tensors of the caller's.
             sizes: free dimensions by name, from which other outputs' shapes follow. Where that is not enough, ONNX
                 Runtime makes the output, and it is copied.
+
+        Raises:
+            InputError: ONNX Runtime refuses the call: the graph's nodes do not take these shapes or values.
         """
+        try:
+            return self._run(feeds, into, sizes)
+        except Exception as error:
+            is_runtime = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
+            if not is_runtime or is_memory_error(error):
+                raise
+            first = str(error).strip().splitlines()[0][:300]
+            raise InputError(f"ONNX Runtime cannot run the graph: {first}", hint="export the model again") from error
+
+    def _run(
+        self, feeds: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
         binding = self._binding
         copies = []
         for name, feed in feeds.items():
@@ -100,7 +116,7 @@ class BoundSession:
 
     def _place(self, tensor: torch.Tensor) -> tuple[Any, ...]:
         """Device, element type, shape and address, as binding takes them."""
-        element = _ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
+        element = ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
         # what is empty has no address, which ONNX Runtime wants all the same
         at = tensor if tensor.numel() else torch.empty(1, device=tensor.device)
         return self.device.type, self.device.index or 0, element, list(tensor.shape), at.data_ptr()

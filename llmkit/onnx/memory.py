@@ -94,7 +94,7 @@ def _stated(parts: Parts) -> dict[str, str]:
         if name not in parts.inputs or not isinstance(output, str) or output not in parts.outputs:
             raise _damaged(f"llmkit.state pairs {name!r} with {str(output)[:60]!r}, of which it has not both")
         shape = parts.inputs[name].shape
-        if _grows(shape) and not all(isinstance(n, int) for n in (shape[1], shape[3])):
+        if _grows(shape) and not _has_sizes(shape):
             raise _damaged(f"its input {name!r} states no heads or no width")
     return state
 
@@ -102,6 +102,11 @@ def _stated(parts: Parts) -> dict[str, str]:
 def _grows(shape: Sequence[Any]) -> bool:
     """Whether it is that of keys or values, [B, kv_heads, P, head_dim], and of no state of a fixed size."""
     return len(shape) == 4 and not isinstance(shape[2], int)
+
+
+def _has_sizes(shape: Sequence[Any]) -> bool:
+    """Whether it is that of keys or values, and heads and width are numbers."""
+    return _grows(shape) and all(isinstance(n, int) and n > 0 for n in (shape[1], shape[3]))
 
 
 def _initial(parts: Parts, fixed: Container[str]) -> dict[str, float]:
@@ -129,7 +134,7 @@ def _paired(parts: Parts) -> dict[str, str]:
     state = {name: out for name, out in state.items() if name != out and out in parts.outputs}
     left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *state)]
     shapes = {name: parts.inputs[name].shape for name in state}
-    vague = [n for n, s in shapes.items() if len(s) != 4 or not all(isinstance(size, int) for size in (s[1], s[3]))]
+    vague = [name for name, shape in shapes.items() if not _has_sizes(shape)]
     if left or vague or not state:
         what = f"needs {left[0]}, which nothing feeds" if left else "keeps no past_key_values"
         if vague and not left:

@@ -7,6 +7,7 @@ Each of them holds its weights in memory, so a session is opened only when someb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,10 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.lazy_imports import onnx, torch
-from llmkit.onnx.binding import BoundSession
+from llmkit.onnx.binding import ELEMENTS, BoundSession
 from llmkit.onnx.split import HIDDEN, last_column, split_head
 
+_MOST_ELEMENTS = 2**40  # of an end without its free dimensions: with them, sizes still fit 64 bits
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -56,10 +58,15 @@ class Parts:
         self._check()
 
     def _check(self) -> None:
-        """What the parts are made by: the logits, and where it is marked the value that enters the head."""
+        """What the parts are made by: tensors, the logits, and where it is marked the value that enters the head."""
         odd = None
+        for name, port in {**self.inputs, **self.outputs}.items():
+            if port.dtype not in ELEMENTS:
+                odd = f"its {name[:60]} is of type {port.dtype}"
         if "logits" not in self.outputs:
             odd = "it has no output named logits"
+        elif len(shape := self.outputs["logits"].shape) != 3 or not isinstance(shape[2], int):
+            odd = f"its logits are of shape {list(shape)[:9]}, expected [batch, sequence, a number of tokens]"
         elif self.is_divided:
             metadata = self.metadata
             size = metadata.get("llmkit.hidden_size", "")
@@ -102,4 +109,7 @@ def _port(value: onnx.ValueInfoProto) -> Port:
     kind = onnx.TensorProto.DataType.Name(number)
     dims = value.type.tensor_type.shape.dim
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims)
+    sizes = [n for n in shape if isinstance(n, int)]
+    if min(sizes, default=0) < 0 or math.prod(sizes) >= _MOST_ELEMENTS:
+        raise InputError(f"the graph's {value.name} is of shape {list(shape)[:9]}", hint="export the model again")
     return Port(torch_name(kind), shape)

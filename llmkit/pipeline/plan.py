@@ -240,12 +240,21 @@ def _is_lone_file(checkpoint: Checkpoint, layout: OutputFiles, out: Path) -> boo
     )
     if len(names) == 1 and not needs_more and Path(names[0]).suffix == out.suffix.lower():
         return True
+    refuse_file_name(out)
+    return False
+
+
+def refuse_file_name(out: Path) -> None:
+    """Refuse a folder that is named like a file of weights.
+
+    Raises:
+        OutputError: it is.
+    """
     if decides_what_opens(out.name.lower()) and out.suffix not in ("", ".model") and not out.is_dir():
         raise OutputError(
             f"{out} is named like a file, and what is written is a folder: weights and the files that belong to them",
             hint=f"name a folder: -o {out.with_suffix('')}",
         )
-    return False
 
 
 def _json(data: Any) -> bytes:

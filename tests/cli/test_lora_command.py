@@ -169,6 +169,9 @@ def test_a_survey_harms_nothing_and_reads_nothing_in_vain(world, capsys, monkeyp
     assert main(args) == 2
     assert "already exists" in capsys.readouterr().err
     assert not (world / "out.survey").exists()
+    assert main([*args[:-1], str(world / "out.safetensors")]) == 2
+    assert "is named like a file" in capsys.readouterr().err
+    assert not (world / "out.safetensors.survey").exists()
 
 
 def test_svd_says_what_it_lost(world, capsys):

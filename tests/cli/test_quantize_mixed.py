@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.pipeline.stage import Stage
 
 
 def nbytes_of(path):
@@ -80,6 +81,16 @@ def test_a_target_size_of_a_gguf_counts_the_whole_file(call, tiny, tmp_path, tex
     assert types["token_embd.weight"] == "Q8_0"
     assert len(set(types.values())) > 2
     assert "gave 4 windows" not in " ".join(done.document["notes"])
+
+
+def test_no_text_is_read_where_nothing_can_be_written(call, tiny, tmp_path, text, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    monkeypatch.setattr(Stage, "run", lambda *_args, **_more: pytest.fail("the text was read"))
+    args = ["--target-bits", "5", "--calibration", text, "--length", "20"]
+    done = call("quantize", tiny, *args, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "already exists" in done.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -198,3 +199,25 @@ def test_parts_that_are_missing_or_renamed_are_named(tmp_path):
 def test_a_number_that_no_field_holds_is_refused_by_name(value):
     with pytest.raises(InputError, match=r"llama\.x is .*, which no 32 bits of a GGUF hold"):
         encode_header({"llama.x": value}, [])
+
+
+@pytest.mark.parametrize(
+    ("n_tensors", "n_pairs", "tail"),
+    [
+        (2**24, 0, b""), (0, 2**30, b""), (0, 1, struct.pack("<QIIQ", 0, 9, 0, 2**32)),
+        (0, 1, struct.pack("<QIIQ", 0, 9, 8, 2**24)), (0, 1, struct.pack("<QIQ", 0, 8, 2**33)),
+    ],
+)  # fmt: skip
+def test_gigabytes_of_header_in_a_sparse_file(tmp_path, n_tensors, n_pairs, tail):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_pairs) + tail)
+    os.truncate(path, 2**36)
+    with pytest.raises(InputError, match="malformed header"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00004-of-00003.gguf", "m-00000-of-00003.gguf"])
+def test_a_part_beyond_all_parts(tmp_path, name):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match="is named as part"):
+        read_model(tmp_path / name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from llmkit.errors import InputError
 from llmkit.onnx.binding import BoundSession
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
@@ -62,3 +63,9 @@ def test_tensors_that_are_gone_are_not_taken_for_new_ones(doubling):
 
 def test_empty_tensors(doubling):
     assert doubling.run({"X": torch.zeros(0, 2)}, {}, {"m": 0})["Y"].shape == (0, 2)
+
+
+def test_what_the_nodes_do_not_take_is_refused(doubling):
+    """ONNX Runtime's own errors are those of a graph, no bugs."""
+    with pytest.raises(InputError, match="ONNX Runtime cannot run the graph"):
+        doubling.run({"X": torch.ones(3, 5)}, {}, {"m": 3})
