@@ -137,7 +137,10 @@ def export(
     from llmkit.onnx.precision import Precision
 
     if to != "onnx":
-        hint = "did you mean onnx?" if nearest(to, ["onnx"]) else "llmkit convert --help shows other formats"
+        from llmkit.transforms.convert.targets import targets
+
+        converted = f"llmkit convert MODEL --to {to} -o OUT" if to in targets() else "--to onnx"
+        hint = "did you mean onnx?" if nearest(to, ["onnx"]) else converted
         raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
     ckpt = require_model(open_model(model, force=writing.force), "export")
     refuse_unread(ckpt)

@@ -156,6 +156,8 @@ def test_tokens_that_are_as_likely_are_the_same_choice():
 @pytest.mark.parametrize(
     ("options", "error", "hint"),
     [
+        (["--to", "gguf"], "--to 'gguf' is no format that llmkit exports; expected onnx",
+         "llmkit convert MODEL --to gguf -o OUT"),
         (["--to", "onxx"], "--to 'onxx' is no format that llmkit exports; expected onnx", "did you mean onnx?"),
         (["--attention", "gqaa"], "--attention 'gqaa' is unknown; expected gqa, flash, attention, mha",
          "did you mean gqa?"),
