@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
-from llmkit.errors import InputError, RequirementError, require_choice
+from llmkit.errors import InputError, RequirementError, listing, require_choice
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.transforms.vocab.change import Change, RowMaker, resized
 from llmkit.transforms.vocab.extend_byte_level import extend_added, extend_bytes
@@ -68,30 +68,38 @@ def extend(
         keep_padding=True,
         step=step,
     )
-    return extended.derive(notes=[f"new rows: {INITS[init]}", *tokens.notes])
+    return extended.derive(notes=[f"new rows: {INITS[init]}"])
 
 
 def _change(tokenizer: TokenizerFiles, source: Source, as_: str | None, scores: str | None) -> Change:
     require_choice("--as", as_ or "pieces", ("pieces", "added"))
     if scores is not None and tokenizer.kind not in ("sentencepiece", "unigram"):
         raise InputError(f"--scores is for SentencePiece; {tokenizer.label} has a {tokenizer.kind} tokenizer")
+    whole = [token for token in source.added if not token.get("special")]
     if (as_ or ("added" if source.kind == "words" else "pieces")) == "added":
-        entries, _ = source.spelled_for("words")
-        return extend_added(tokenizer, [e.token for e in entries])
-    entries, n_lost = source.spelled_for(tokenizer.kind)
-    if tokenizer.kind == "byte_level":
-        change = extend_bytes(tokenizer, entries)
+        entries, n_lost = source.spelled_for("words")[0], 0
+        change = extend_added(tokenizer, [*({"content": e.token} for e in entries), *whole])
+    elif tokenizer.kind == "byte_level":
+        entries, n_lost = source.spelled_for(tokenizer.kind)
+        change = extend_bytes(tokenizer, entries, whole)
     elif tokenizer.kind in ("sentencepiece", "unigram"):
-        change = extend_pieces(tokenizer, entries, scores, build=source.kind != "sentencepiece")
+        entries, n_lost = source.spelled_for(tokenizer.kind)
+        change = extend_pieces(tokenizer, entries, scores, build=source.kind != "sentencepiece", added=whole)
     else:
         raise RequirementError(
             f"{tokenizer.label} has a {tokenizer.kind} tokenizer; merges are added to BPE ones",
             hint="give the words as a text file with --as added",
         )
+    notes = []
     if n_lost:
-        note = f"{n_lost} tokens of {source.label} are parts of characters or unspellable here, and are left out"
-        return replace(change, notes=(*change.notes, note))
-    return change
+        notes.append(f"{n_lost} tokens of {source.label} are parts of characters or unspellable here, and are left out")
+    special = [t["content"] for t in source.added if t.get("special") and t["content"] not in tokenizer.known]
+    if special:
+        notes.append(
+            f"special tokens of {source.label} are left out: only its own model knows what they stand for "
+            f"({listing(special)})"
+        )
+    return replace(change, notes=(*change.notes, *notes))
 
 
 def _row_maker(ckpt: Checkpoint, change: Change, init: str, seed: int, corpus: str | Path | None) -> RowMaker:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from llmkit.errors import RequirementError
+from llmkit.errors import RequirementError, counted
 from llmkit.tokenization.bpe import apply_bpe, by_rank
 from llmkit.tokenization.bundle import TokenizerFiles
 from llmkit.tokenization.byte_level import text_of, to_bytes
@@ -14,9 +16,13 @@ from llmkit.transforms.vocab.change import Change
 from llmkit.transforms.vocab.reach import make_reachable
 from llmkit.transforms.vocab.sources import Entry
 
+AddedToken = Mapping[str, Any]
+"""As tokenizer.json has it, without its id."""
+_MATCHED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
-def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
-    """Append tokens and, after all old merges, the merges that make them.
+
+def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry], added: Sequence[AddedToken] = ()) -> Change:
+    """Append tokens and, after all old merges, the merges that make them; behind them `added` tokens.
 
     Old merges keep their order and come first, so a text is cut as before and then new merges join some of the
     pieces: cutting each new token in two again, as its merge says, gives back the old tokens exactly.
@@ -43,8 +49,9 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
         raise RequirementError(f"{tokenizer.label}: some new tokens cannot be reached by merges")  # cannot happen
     n_between = len(new.keys() - set(wanted))
     extended = fast.with_model({**fast.vocab, **new}, list(ranks))
-    old_of = (*range(first), *[None] * len(new))
-    files = tokenizer.rewritten({i: i for i in range(first)}, fast=extended)
+    whole = WholeTokens.of(tokenizer, added, first + len(new), new)
+    old_of = (*range(first), *[None] * (len(new) + len(whole.tokens)))
+    files = tokenizer.rewritten({i: i for i in range(first)}, fast=extended, new_added=whole.tokens)
     notes = [
         f"{len(new)} new tokens at ids {first} to {first + len(new) - 1} ({n_present} of {len(wanted)} were there "
         f"already), and {len(ranks) - len(fast.merges)} merges after the {len(fast.merges)} old ones: "
@@ -58,8 +65,14 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry]) -> Change:
         notes.append(
             f"the other {n_text - n_reached} are cut before merging (they cross a border of the pre-tokenizer)"
         )
-    figures = {"tokens": len(old_of), "new_tokens": len(new), "reachable": n_reached, "tested": n_text}
-    return Change(old_of, tuple(cut_before(t) for t in new), files, tuple(notes), (), figures)
+    notes += whole.notes
+    figures = {
+        "tokens": len(old_of),
+        "new_tokens": len(new) + len(whole.tokens),
+        "reachable": n_reached,
+        "tested": n_text,
+    }
+    return Change(old_of, (*(cut_before(t) for t in new), *whole.parts), files, tuple(notes), (), figures)
 
 
 def _measured(fast: FastTokenizer, new: dict[str, int]) -> tuple[int, int]:
@@ -70,22 +83,51 @@ def _measured(fast: FastTokenizer, new: dict[str, int]) -> tuple[int, int]:
     return len(texts), sum(e.ids == [i] for e, (_, i) in zip(encoded, texts, strict=True))
 
 
-def extend_added(tokenizer: TokenizerFiles, words: Sequence[str]) -> Change:
-    """Enter words as added tokens: each is matched as a whole, before the text around it is cut."""
+@dataclass(frozen=True)
+class WholeTokens:
+    """New tokens that are matched as a whole, before the text around them is cut.
+
+    Attributes:
+        tokens: id -> description.
+        parts: of each the old ids of its old tokenization.
+        notes: which ids they have, if there are any.
+    """
+
+    tokens: Mapping[int, AddedToken]
+    parts: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, tokenizer: TokenizerFiles, wanted: Sequence[AddedToken], first: int, beside: Collection[str] = ()
+    ) -> WholeTokens:
+        """Those that the tokenizer lacks, with ids from `first` on.
+
+        Args:
+            wanted: `content`, and how it is matched where that is not plainly.
+            beside: other new tokens.
+        """
+        matched = {str(t["content"]): {key: t.get(key, plain) for key, plain in _MATCHED.items()} for t in wanted}
+        fresh = [text for text in matched if text not in tokenizer.known and text not in beside]
+        if tokenizer.kind == "byte_level":
+            cut = tokenizer.encoder()
+            parts = tuple(tuple(cut(text)) for text in fresh)
+        else:
+            pieces = segmenter(tokenizer)
+            parts = tuple(pieces(spelled(tokenizer, text)) for text in fresh)
+        note = (
+            f"{counted(len(fresh), 'added token')} at ids {first} to {first + len(fresh) - 1} "
+            f"({len(wanted) - len(fresh)} of {len(wanted)} were there already): each is matched before the text is cut"
+        )
+        tokens = {first + i: {"content": text, **matched[text]} for i, text in enumerate(fresh)}
+        return cls(tokens, parts, (note,) if fresh else ())
+
+
+def extend_added(tokenizer: TokenizerFiles, tokens: Sequence[AddedToken]) -> Change:
+    """Enter added tokens: each is matched as a whole, before the text around it is cut."""
     first = tokenizer.n_tokens
-    fresh = [w for w in dict.fromkeys(words) if w not in tokenizer.known]
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    added = {first + i: {"content": w, **plain} for i, w in enumerate(fresh)}
-    if tokenizer.kind == "byte_level":
-        cut = tokenizer.encoder()
-        parts = tuple(tuple(cut(w)) for w in fresh)
-    else:
-        pieces = segmenter(tokenizer)
-        parts = tuple(pieces(spelled(tokenizer, w)) for w in fresh)
-    old_of = (*range(first), *[None] * len(fresh))
-    files = tokenizer.rewritten({i: i for i in range(first)}, new_added=added)
-    notes = (
-        f"{len(fresh)} added tokens at ids {first} to {first + len(fresh) - 1} "
-        f"({len(words) - len(fresh)} of {len(words)} were there already): each is matched before the text is cut",
-    )
-    return Change(old_of, parts, files, notes, (), {"tokens": len(old_of), "new_tokens": len(fresh)})
+    whole = WholeTokens.of(tokenizer, tokens, first)
+    old_of = (*range(first), *[None] * len(whole.tokens))
+    files = tokenizer.rewritten({i: i for i in range(first)}, new_added=whole.tokens)
+    figures = {"tokens": len(old_of), "new_tokens": len(whole.tokens)}
+    return Change(old_of, whole.parts, files, whole.notes, (), figures)

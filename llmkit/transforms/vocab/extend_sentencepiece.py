@@ -12,6 +12,7 @@ from llmkit.tokenization.parity import compare
 from llmkit.tokenization.segment import merge_scores, segmenter
 from llmkit.tokenization.sentencepiece_model import SPACE, Piece, SentencePieceModel
 from llmkit.transforms.vocab.change import Change
+from llmkit.transforms.vocab.extend_byte_level import AddedToken, WholeTokens
 from llmkit.transforms.vocab.reach import make_reachable
 from llmkit.transforms.vocab.sources import Entry
 
@@ -25,7 +26,14 @@ _N_PROBES, _PROBE_TOKENS = 500, 8
 _LOWEST = -1e8
 
 
-def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: str | None, *, build: bool) -> Change:
+def extend_pieces(
+    tokenizer: TokenizerFiles,
+    entries: Sequence[Entry],
+    scores: str | None,
+    *,
+    build: bool,
+    added: Sequence[AddedToken] = (),
+) -> Change:
     """Append the entries whose strings are absent, in their order; every present piece keeps its id.
 
     Added tokens that stood behind the model's pieces move behind the new ones, with their rows.
@@ -33,6 +41,7 @@ def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: s
     Args:
         scores: a name in `SCORES`; None is `zero` for BPE, `own` for Unigram.
         build: append the pieces between, too, without which BPE never arrives at an entry.
+        added: tokens that are matched as a whole, to be put behind all others.
 
     Raises:
         RequirementError: `own` or Unigram where the scores are not there.
@@ -76,16 +85,17 @@ def extend_pieces(tokenizer: TokenizerFiles, entries: Sequence[Entry], scores: s
             make_reachable(entry.token, entry.token, by_score(table), ids, learn)
         if entry.token not in ids:
             append(entry.token, entry.score)
-    return _change(tokenizer, entries, pieces, table, rule, n_between)
+    return _change(tokenizer, entries, pieces, table, rule, n_between, added)
 
 
 def _change(
     tokenizer: TokenizerFiles, entries: Sequence[Entry], pieces: list[Piece], table: dict[str, float], rule: str,
-    n_between: int,
+    n_between: int, added: Sequence[AddedToken],
 ) -> Change:  # fmt: skip
     n_model, k = tokenizer.n_model, len(pieces)
     tail = range(n_model, tokenizer.n_tokens)
-    old_of = (*range(n_model), *[None] * k, *tail)
+    whole = WholeTokens.of(tokenizer, added, tokenizer.n_tokens + k, {p.text for p in pieces})
+    old_of = (*range(n_model), *[None] * k, *tail, *[None] * len(whole.tokens))
     new_of = {old: new for new, old in enumerate(old_of) if old is not None}
     sp = tokenizer.sp.extended(pieces) if tokenizer.sp is not None else None
     fast = _fast(tokenizer, pieces, table)
@@ -94,7 +104,7 @@ def _change(
         f"{k} new tokens at ids {n_model} to {n_model + k - 1} ({len(entries) - (k - n_between)} of "
         f"{len(entries)} were there already); score of each: {SCORES[rule]}"
     ]
-    figures = {"tokens": len(old_of), "new_tokens": k}
+    figures = {"tokens": len(old_of), "new_tokens": k + len(whole.tokens)}
     if n_between:
         notes.append(f"{n_between} of them are pieces between, without which the others could not be merged")
     if tail:
@@ -110,8 +120,9 @@ def _change(
             warnings += _agreement(sp, tokenizer.sp_name, fast, pieces)
     if fast is None:
         notes.append(f"there is no tokenizer.json; loaders make theirs from {tokenizer.sp_name}")
-    files = tokenizer.rewritten(new_of, sp=sp, fast=fast)
-    return Change(old_of, tuple(cut(p.text) for p in pieces), files, tuple(notes), tuple(warnings), figures)
+    files = tokenizer.rewritten(new_of, sp=sp, fast=fast, new_added=whole.tokens)
+    parts = (*(cut(p.text) for p in pieces), *whole.parts)
+    return Change(old_of, parts, files, (*notes, *whole.notes), tuple(warnings), figures)
 
 
 def _fast(tokenizer: TokenizerFiles, pieces: Sequence[Piece], table: dict[str, float]) -> FastTokenizer | None:

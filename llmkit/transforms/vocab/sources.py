@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, listing
@@ -38,14 +40,14 @@ class Source:
     Attributes:
         kind: `sentencepiece`, `byte_level` or `words`.
         model_type: of a SentencePiece model: unigram or bpe.
-        notes: what was left out on reading.
+        added: its tokens that are matched as a whole: `content`, how it is matched, and whether it is special.
     """
 
     label: str
     kind: str
     entries: tuple[Entry, ...]
     model_type: str = ""
-    notes: tuple[str, ...] = ()
+    added: tuple[Mapping[str, Any], ...] = ()
 
     def spelled_for(self, kind: str) -> tuple[list[Entry], int]:
         """The tokens as a vocabulary of `kind` spells them, and how many have no spelling there (half characters)."""
@@ -86,17 +88,20 @@ def read_source(path: Path) -> Source:
     files = tokenizer_contents(path)
     tokenizer = read_tokenizer(str(path), files)
     label = path.name if path.is_file() else tokenizer.sp_name or tokenizer.ranks_name or "tokenizer.json"
+    added = tuple(t for _, t in sorted(tokenizer.added.items()))
     if tokenizer.ranks is not None and tokenizer.sp is None:
         ordered = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
-        return Source(label, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1))
+        return Source(label, "byte_level", tuple(Entry(from_bytes(t)) for t in ordered if len(t) > 1), added=added)
     if tokenizer.sp is not None:
-        return _from_sentencepiece(tokenizer.sp, label)
+        pieces = tokenizer.sp.ids
+        beside = tuple(token for token in added if token["content"] not in pieces)
+        return replace(_from_sentencepiece(tokenizer.sp, label), added=beside)
     if tokenizer.fast is None:
         raise InputError(
             f"{path} holds no tokenizer: expected one of {listing(_NAMES, len(_NAMES))}",
             hint="give a folder with one of them, or a text file with one token a line",
         )
-    return _from_fast(tokenizer.fast, path if path.is_file() else path / label)
+    return replace(_from_fast(tokenizer.fast, path if path.is_file() else path / label), added=added)
 
 
 def _from_sentencepiece(model: SentencePieceModel, label: str) -> Source:
@@ -108,18 +113,17 @@ def _from_sentencepiece(model: SentencePieceModel, label: str) -> Source:
 def _from_fast(fast: FastTokenizer, path: Path) -> Source:
     added = {t["content"] for t in fast.added}
     tokens = [t for t, _ in sorted(fast.vocab.items(), key=lambda item: item[1]) if t not in added]
-    notes = (f"{len(added)} added tokens of {path.name} are not taken over",) if added else ()
     if fast.kind == "byte_level":
         # In the order of the merges: what is merged early is frequent, and longer tokens are built of it.
         merged = dict.fromkeys(a + b for a, b in fast.merges)
         order = [*merged, *(t for t in tokens if t not in merged and len(t) > 1)]
-        return Source(path.name, "byte_level", tuple(Entry(t) for t in order if t in fast.vocab), notes=notes)
+        return Source(path.name, "byte_level", tuple(Entry(t) for t in order if t in fast.vocab))
     if fast.kind in ("sentencepiece", "unigram"):
         vocab = fast.data["model"]["vocab"]
         scores = dict(vocab) if isinstance(vocab, list) else {}
         is_byte = {f"<0x{b:02X}>" for b in range(256)}
         entries = tuple(Entry(t, float(scores.get(t, 0.0))) for t in tokens if t not in is_byte)
-        return Source(path.name, "sentencepiece", entries, "unigram" if scores else "bpe", notes)
+        return Source(path.name, "sentencepiece", entries, "unigram" if scores else "bpe")
     raise InputError(
         f"{path} holds a {fast.kind} tokenizer; tokens are taken from BPE and Unigram ones",
         hint="write the tokens into a text file, one a line, and give that",
