@@ -31,7 +31,7 @@ def explain(
 
     def render() -> None:
         shape = ", ".join(map(str, entry["shape"]))
-        out.line(f"{tensor}  {entry['dtype']}[{shape}]  in {entry['file']}, xxh3 {entry['xxh3'][:16]}…")
+        out.line(f"{entry['tensor']}  {entry['dtype']}[{shape}]  in {entry['file']}, xxh3 {entry['xxh3'][:16]}…")
         for line in tree_lines(entry["from"]):
             out.line(line)
 

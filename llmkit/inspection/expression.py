@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.manifest import load_manifest, node_of
-from llmkit.errors import InputError, listing, suggestion
+from llmkit.errors import InputError, LlmkitError, listing, suggestion
 
 _MAX_DEPTH = 10
 
@@ -15,12 +16,15 @@ _MAX_DEPTH = 10
 def explain(folder: Path, tensor: str) -> dict[str, Any]:
     """How one tensor of an output folder was made: `{"op": …, parameters, "spec": …, "inputs": […]}`.
 
-    A read from a folder that has a manifest of its own gets that folder's expression as its input.
+    A read from a folder that has a manifest of its own gets that folder's expression as its input. `tensor` is a name
+    in the files, or one that the folder opens with (`inspect --tensors`), where that is one tensor of the files.
 
     Raises:
         InputError: no manifest, or no such tensor (the nearest name is in the hint).
     """
     manifest = load_manifest(folder)
+    if tensor not in manifest["tensors"]:
+        tensor = _stored_name(folder, tensor, manifest["tensors"])
     entry = manifest["tensors"].get(tensor)
     if not manifest["tensors"]:
         step = manifest["recipe"][-1].get("transform", "a run") if manifest["recipe"] else "a run"
@@ -49,6 +53,24 @@ def explain(folder: Path, tensor: str) -> dict[str, Any]:
         "recipe": manifest["recipe"],
         "from": _followed(manifest, entry["from"], {}, _MAX_DEPTH),
     }
+
+
+def _stored_name(folder: Path, tensor: str, stored: Container[str]) -> str:
+    """What the files call a tensor that the folder opens with under another name; the name itself, where they do not.
+
+    Raises:
+        InputError: the files hold it in parts.
+    """
+    try:
+        lazy = open_checkpoint(folder).tensors.get(tensor)
+    except LlmkitError:
+        return tensor
+    parts = [] if lazy is None else [read.name for read in lazy.reads() if read.name in stored]
+    if len(parts) > 1:
+        raise InputError(
+            f"{folder} holds {tensor} in parts, {listing(parts, 4)}", hint=f"llmkit explain {folder} {parts[0]}"
+        )
+    return parts[0] if parts else tensor
 
 
 def _followed(

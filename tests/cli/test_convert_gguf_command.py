@@ -33,6 +33,17 @@ def test_on_the_command_line(call, model, tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_a_tensor_is_explained_by_the_name_that_inspect_shows(call, model, tmp_path):
+    out = tmp_path / "out"
+    assert call("convert", model, "--to", "gguf", "-o", out).code == 0
+    names = list(call("inspect", out, "--tensors", "--json").document["tensors"])
+    shown = {name: call("explain", out, name) for name in ("model.layers.1.self_attn.v_proj.weight", names[0])}
+    assert all(done.code == 0 for done in shown.values()), shown
+    assert shown["model.layers.1.self_attn.v_proj.weight"].out.startswith("blk.1.attn_v.weight  F16[32, 64]")
+    wrong = call("explain", out, "blk.1.attn_w.weight")
+    assert (wrong.code, wrong.err.endswith("hint: did you mean blk.1.attn_v.weight?\n")) == (2, True), wrong.err
+
+
 def test_a_truncated_file_leaves_nothing(call, model, tmp_path):
     call("convert", model, "--to", "gguf", "-o", tmp_path / "out")
     path = tmp_path / "out" / "model-F16.gguf"
