@@ -91,6 +91,18 @@ def test_base_tuned_by_llmkit(tmp_path: Path) -> None:
     assert (error.hint or "").startswith("give the untouched base")
 
 
+def test_a_delta_from_what_llmkit_tuned_is_applied_to_it(tmp_path: Path) -> None:
+    base, delta = checkpoint(tmp_path / "base", weights()), checkpoint(tmp_path / "d", weights(seed=3))
+    save(delta_transform.apply(base, delta), tmp_path / "tuned")
+    tuned, further = open_checkpoint(tmp_path / "tuned"), checkpoint(tmp_path / "further", tuned_of(weights()))
+    save(delta_transform.make(tuned, further), tmp_path / "second")
+    second = open_checkpoint(tmp_path / "second")
+    found = delta_transform.apply(tuned, second)
+    assert all(torch.equal(lazy.load(), further.tensors[name].load()) for name, lazy in found.tensors.items())
+    save(found, tmp_path / "twice")
+    refused(open_checkpoint(tmp_path / "twice"), second, "twice is already tuned: llmkit applied the delta second")
+
+
 class TestLlmkitDeltas:
     @pytest.fixture
     def made(self, tmp_path: Path):

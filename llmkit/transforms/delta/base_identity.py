@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.manifest import load_manifest, node_of
-from llmkit.errors import InputError, listing
+from llmkit.errors import listing
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Lazy, Read
 from llmkit.transforms.delta.base_structure import Finding
-from llmkit.transforms.delta.marker import Marker
+from llmkit.transforms.delta.marker import Marker, recorded_hashes
 
 # Hash no more than this; small tensors first, as tuning changes every norm weight and any other base has others.
 SAMPLE_NBYTES = 50_000_000
-
-
-def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
-    """Name -> XXH3 of the base's tensor, as noted when the delta was made; empty where no manifest is beside it."""
-    if delta.origin is None or not delta.origin.is_dir():
-        return {}
-    try:
-        manifest = load_manifest(delta.origin)
-    except InputError:
-        return {}
-    hashes = {str(entry["path"]): entry.get("tensors", {}) for entry in manifest.get("inputs", ())}
-    recorded: dict[str, str] = {}
-    for name, tensor in manifest.get("tensors", {}).items():
-        first = _base_read(manifest, tensor["from"])
-        digest = None if first is None else hashes.get(str(first["file"]), {}).get(first["tensor"])
-        if digest is not None:
-            recorded[name] = digest
-    return recorded
-
-
-def _base_read(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any] | None:
-    """The base's part of `ulp_subtract(base, tuned)`, when it is a plain read."""
-    expression = node_of(manifest, reference)
-    if expression["op"] != "ulp_subtract" or not expression.get("inputs"):
-        return None
-    first = node_of(manifest, expression["inputs"][0])
-    return first if first["op"] == "read" and "file" in first and "tensor" in first else None
 
 
 def identity_findings(base: Checkpoint, delta: Checkpoint) -> list[Finding]:

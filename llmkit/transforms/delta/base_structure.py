@@ -16,7 +16,7 @@ from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.detect import embedding_rows, main_dtype
-from llmkit.transforms.delta.marker import Marker, specs_digest
+from llmkit.transforms.delta.marker import Marker, is_recorded_base, specs_digest
 from llmkit.transforms.delta.profiles import NewRows, Profile
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.", re.MULTILINE)
@@ -146,7 +146,7 @@ def _delta_as_base(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
 def _tuned(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> list[Finding]:
     recipe = recipe_of(base.origin) if base.origin is not None and base.origin.is_dir() else ()
     applied = [str(s.get("delta")) for s in recipe if s.get("transform") == "delta.apply"]
-    if applied:
+    if applied and not is_recorded_base(base, delta):
         message = f"{base.label} is already tuned: llmkit applied the delta {applied[-1]} to it"
         return [Finding("refuse", "tuned", message, "give the untouched base")]
     rows, base_rows = embedding_rows(delta), embedding_rows(base)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import MARKER_NAME
 from llmkit.checkpoint.file_content import FileContent
+from llmkit.checkpoint.manifest import load_manifest, node_of
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
@@ -91,3 +93,40 @@ def specs_digest(tensors: Mapping[str, Lazy]) -> str:
     """SHA-256 over the sorted names, dtypes and shapes."""
     lines = "\n".join(f"{name} {tensors[name].spec}" for name in sorted(tensors))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
+    """Name -> XXH3 of the base's tensor, as noted when the delta was made; empty where no manifest is beside it."""
+    if delta.origin is None or not delta.origin.is_dir():
+        return {}
+    try:
+        manifest = load_manifest(delta.origin)
+    except InputError:
+        return {}
+    hashes = {str(entry["path"]): entry.get("tensors", {}) for entry in manifest.get("inputs", ())}
+    recorded: dict[str, str] = {}
+    for name, tensor in manifest.get("tensors", {}).items():
+        first = _base_read(manifest, tensor["from"])
+        digest = None if first is None else hashes.get(str(first["file"]), {}).get(first["tensor"])
+        if digest is not None:
+            recorded[name] = digest
+    return recorded
+
+
+def is_recorded_base(base: Checkpoint, delta: Checkpoint) -> bool:
+    """Whether the manifests say so: `base` was written with the tensors that the delta was made from."""
+    recorded = recorded_hashes(delta)
+    try:
+        written = load_manifest(base.origin)["tensors"] if recorded and base.origin is not None else {}
+    except InputError:
+        return False
+    return bool(recorded) and all(written.get(n, {}).get("xxh3") == digest for n, digest in recorded.items())
+
+
+def _base_read(manifest: Mapping[str, Any], reference: Any) -> dict[str, Any] | None:
+    """The base's part of `ulp_subtract(base, tuned)`, when it is a plain read."""
+    expression = node_of(manifest, reference)
+    if expression["op"] != "ulp_subtract" or not expression.get("inputs"):
+        return None
+    first = node_of(manifest, expression["inputs"][0])
+    return first if first["op"] == "read" and "file" in first and "tensor" in first else None
