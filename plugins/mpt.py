@@ -37,12 +37,17 @@ def _norm_type(config: Mapping[str, Any]) -> str:
     return stated if stated in ("layernorm", "low_precision_layernorm") else "low_precision_layernorm"
 
 
+def _whole(value: float) -> float:
+    """As an integer, where it is one: transformers' class takes no other steepness."""
+    return int(value) if value == int(value) else value
+
+
 def _from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    attention = {"alibi": True, "alibi_bias_max": metadata.get("attention.max_alibi_bias", 8)}
+    attention = {"alibi": True, "alibi_bias_max": _whole(metadata.get("attention.max_alibi_bias", 8))}
     if "attention.clamp_kqv" in metadata:
         attention["clip_qkv"] = metadata["attention.clamp_kqv"]
     ratio = metadata["feed_forward_length"] / metadata["embedding_length"]
-    return {"attn_config": attention, "expansion_ratio": int(ratio) if ratio == int(ratio) else ratio}
+    return {"attn_config": attention, "expansion_ratio": _whole(ratio)}
 
 
 _UNUSED = (

@@ -120,6 +120,7 @@ def quantize(
     from llmkit.calibration.ranks import rank
     from llmkit.checkpoint.classification import open_model
     from llmkit.quantization.codec import folder_codec
+    from llmkit.quantization.method import method_named
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.layers import spelled_for
@@ -143,6 +144,8 @@ def quantize(
     meter, chosen = Meter(), None
     if target is not None:
         out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
+        if grids.method is not None:  # before anything is measured
+            method_named(grids.method, is_calibrated=known is not None)
         chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known, device)
         recipe = {**chosen.recipe, **recipe}
     quantizer = calibrating.quantizer(before, known, grids.method)

@@ -101,6 +101,7 @@ def test_no_text_is_read_where_nothing_can_be_written(call, tiny, tmp_path, text
         (["--target-bits", "1"], "does not get as small as 1 bits per weight"),
         (["--target-size", "1TB"], "is not larger than 1 TB as it is"),
         (["--target-size", "much"], "is not a number of bytes"),
+        (["--target-bits", "12", "--method", "gptq"], "--method gptq needs second moments"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(call, tiny, tmp_path, args, words):
@@ -108,3 +109,4 @@ def test_targets_that_cannot_be_are_refused(call, tiny, tmp_path, args, words):
     assert done.code == 2
     assert words in done.err
     assert "hint: " in done.err
+    assert "chosen for" not in done.err
