@@ -60,6 +60,7 @@ def read(metadata: Metadata, *, takes_both: bool = True) -> dict[str, Any]:
     n_layers = metadata["block_count"] - metadata.get("nextn_predict_layers", 0)
     return {
         "num_hidden_layers": n_layers,
+        "num_key_value_heads": metadata["attention.head_count"],  # of transformers' classes; there it is what is cached
         **latent.sizes_in_file(metadata),
         **yarn_config(metadata, takes_both=takes_both),
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import NULL, Architecture
-from llmkit.architecture.gguf import GgufFamily
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -26,6 +26,13 @@ _WITH_WINDOWS = 64  # the number of layers by which llama.cpp knows the model th
 def _pattern(config: Mapping[str, Any]) -> int:
     stated = config.get("sliding_window_pattern")  # 4, or LLLG: three local layers, one global
     return len(stated) if isinstance(stated, str) else stated or _PATTERN
+
+
+def _from_gguf(metadata: Metadata) -> dict[str, Any]:
+    """Without a window transformers' class wants the types of layers."""
+    width = metadata.get("attention.sliding_window")
+    types = {} if width else {"layer_types": ["full_attention"] * metadata["block_count"]}
+    return {"sliding_window": width, **types}
 
 
 def _block(config: Mapping[str, Any], i: int) -> Block:
@@ -60,7 +67,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "silu"},
         has_windows=True,
         refuses=_refused,
-        read=lambda metadata: {"sliding_window": metadata.get("attention.sliding_window")},
+        read=_from_gguf,
     ),
     tiny={
         **TINY,

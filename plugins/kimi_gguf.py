@@ -31,6 +31,7 @@ def _read(metadata: Metadata) -> dict[str, Any]:
     return {
         **latent.sizes_in_file(metadata),
         "layer_types": [_SORTS[n > 0] for n in heads],
+        "num_key_value_heads": metadata["attention.head_count"],  # of transformers' class
         "linear_num_heads": metadata["attention.head_count"],
     }
 

@@ -148,7 +148,7 @@ def quantize(
             method_named(grids.method, is_calibrated=known is not None)
         chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known, device)
         recipe = {**chosen.recipe, **recipe}
-    quantizer = calibrating.quantizer(before, known, grids.method)
+    quantizer = calibrating.quantizer(before, known, None if target else grids.method)  # the head may be chosen, too
     after = quantize_checkpoint(
         before,
         bits=bits,

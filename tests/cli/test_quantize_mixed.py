@@ -44,10 +44,12 @@ def test_a_recipe_and_the_head_by_its_bits(call, tiny, tmp_path):
     assert "--format gguf" in done.err
 
 
-@pytest.mark.parametrize("calibration", ["text", "none"])
-def test_bits_for_a_target_are_chosen_and_met(call, tiny, tmp_path, text, calibration):
+@pytest.mark.parametrize("way", ["text", "none", "gptq"])
+def test_bits_for_a_target_are_chosen_and_met(call, tiny, tmp_path, text, way):
+    """Also by a method that is named, and has no inputs of the head, which is chosen from as well."""
     floats = nbytes_of(tiny)
-    source = [text, "--samples", "4", "--length", "20"] if calibration == "text" else ["none"]
+    source = ["none"] if way == "none" else [text, "--samples", "4", "--length", "20"]
+    source += ["--method", "gptq"] if way == "gptq" else []
     target = 0.55 * floats * 8 / n_parameters(tiny)
     args = ["quantize", tiny, "--target-bits", f"{target:.4f}", "--calibration", *source]
     done = call(*args, "-o", tmp_path / "q", "--json")

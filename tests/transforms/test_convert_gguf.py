@@ -21,6 +21,7 @@ from llmkit.architecture.difference import difference
 from llmkit.architecture.registry import default_registry, find
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.reference import reference_logits
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.inspection.check import check_output
 from llmkit.tensors.spec import DType
@@ -200,6 +201,17 @@ def test_there_and_back(tmp_path, name, variant):
     plain = [replace(m, head=replace(m.head, normalized=False)) for m in plain]
     assert difference(*plain) is None
     assert plain[0].dims.context in (None, plain[1].dims.context)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("deepseek3", None), ("exaone4", "1.2b"), ("mpt", None)])
+def test_transformers_computes_what_is_read_back(tmp_path, name, variant):
+    """Also where its class takes values that no file holds: the number of heads, the types of layers, an integer."""
+    written(tiny(name, variant), tmp_path / "out")
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    theirs = reference_logits(FAMILIES[name], back.config, back)
+    ids = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
+    want = theirs(ids)
+    assert (llmkit.load_decoder(back, dtype="float32")(ids) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 @pytest.mark.slow
