@@ -85,9 +85,9 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def one_thread_in_torch() -> Iterator[None]:
     """Threads cost more than they gain on tiny models."""
-    from llmkit.decoder.contract import one_thread
+    from llmkit.pipeline.pool import torch_threads
 
-    with one_thread():
+    with torch_threads(1):
         yield
 
 

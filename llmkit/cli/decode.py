@@ -15,7 +15,7 @@ from llmkit.cli.command import command
 from llmkit.cli.options import FolderOptions
 from llmkit.cli.output import Output, duration
 from llmkit.cli.writing import answer_plan, described_step, interrupted_run, resumed_nbytes
-from llmkit.errors import InputError, RequirementError, listing
+from llmkit.errors import InputError, RequirementError, counted, listing
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def _sum_up(
     def render() -> None:
         rate = format_bytes(nbytes / elapsed) if elapsed > 0 else "?"
         out.line(
-            f"wrote {folder}: {format_bytes(nbytes)} in {len(decoding.files)} files, {duration(elapsed)} ({rate}/s)"
+            f"wrote {folder}: {format_bytes(nbytes)} in {counted(len(decoding.files), 'file')}, "
+            f"{duration(elapsed)} ({rate}/s)"
         )
         if checks["sha256"]:
             out.line(f"{checks['sha256']} of {checks['files']} files have the SHA-256 that the release says")

@@ -12,6 +12,7 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.folding import fold_lines
 from llmkit.cli.output import Output
+from llmkit.errors import counted
 
 _MOST_CONFIG_KEYS = 12
 
@@ -72,7 +73,7 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
     for pair in d["retyped"].values():
         retyped[tuple(pair)] = retyped.get(tuple(pair), 0) + 1
     for (before, after), n in retyped.items():
-        out.line(f"{'retyped':<9} {n} tensors: {before} → {after}")
+        out.line(f"{'retyped':<9} {counted(n, 'tensor')}: {before} → {after}")
     for key, (before, after) in list(d["config"].items())[:_MOST_CONFIG_KEYS]:
         out.line(f"{'config':<9} {key}: {_short(before)} → {_short(after)}")
     if len(d["config"]) > _MOST_CONFIG_KEYS:
@@ -81,7 +82,7 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
         out.line(f"{'file':<9} {name}")
     changed = [x for x in d["differences"] if x["n_changed"]]
     same = len(d["differences"]) - len(changed)
-    out.line(f"{len(d['differences'])} tensors compared, {same} equal, {len(changed)} with other values")
+    out.line(f"{counted(len(d['differences']), 'tensor')} compared, {same} equal, {len(changed)} with other values")
     if changed and top:
         out.line()
         out.table(
@@ -92,7 +93,7 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
                     f"{x['max_abs']:.3g}",
                     f"{x['relative_l2']:.3g}",
                     "" if x["cosine"] is None else f"{x['cosine']:.6f}",
-                    f"{x['n_changed'] / max(_numel(x['shape']), 1):.1%}",
+                    f"{x['n_changed'] / max(prod(x['shape']), 1):.1%}",
                 )
                 for x in changed[:top]
             ],
@@ -100,10 +101,6 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
         )
         if len(changed) > top:
             out.line(f"… and {len(changed) - top} more (--top, or --json for all)")
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return prod(shape)
 
 
 def _short(value: Any) -> str:

@@ -183,13 +183,10 @@ def export(
         results.append(checked)
         return checked.as_dict(), lambda: show_parity(out, checked, "the torch decoder")
 
-    write(out, after, writing, details=_planned_check(no_check), finish=finish, hash_links=not no_check, hint=_NEXT)
+    planned = "none (--no-check)" if no_check else "against the torch decoder, which holds the whole model"
+    write(out, after, writing, details={"check": planned}, finish=finish, hash_links=not no_check, hint=_NEXT)
     for checked in results:
         refuse_difference(out, writing.output, checked, "the torch decoder")
-
-
-def _planned_check(no_check: bool) -> dict[str, str]:
-    return {"check": "none (--no-check)" if no_check else "against the torch decoder, which holds the whole model"}
 
 
 def _described(ckpt: Checkpoint) -> None:

@@ -11,6 +11,7 @@ import typer
 from llmkit.cli.command import command
 from llmkit.cli.options import ChatOptions, ComputeOptions, ModelArgument, SeedOption
 from llmkit.cli.output import Output
+from llmkit.errors import counted
 
 
 @command(
@@ -114,7 +115,7 @@ def generate(
 
 def _speed(n_tokens: int, elapsed: float, first: float | None) -> str:
     """Tokens and time; the prompt, and what is opened at the first call, are no part of the rate."""
-    text = f"{n_tokens} token{'s' * (n_tokens != 1)} in {elapsed:.1f} s"
+    text = f"{counted(n_tokens, 'token')} in {elapsed:.1f} s"
     if first is None or n_tokens < 2:
         return text
     return f"{text}, the first after {first:.1f} s, then {(n_tokens - 1) / max(elapsed - first, 1e-9):.1f}/s"

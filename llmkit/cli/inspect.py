@@ -15,7 +15,7 @@ from llmkit.cli.folding import fold_lines
 from llmkit.cli.options import ModelArgument
 from llmkit.cli.output import Output
 from llmkit.cli.writing import described_step
-from llmkit.errors import InputError
+from llmkit.errors import InputError, counted
 from llmkit.tensors.spec import format_bytes
 
 _MAX_VALUE = 60
@@ -78,8 +78,8 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
             "layout": d["layout"] if d["layout"] != "hf" else None,
             "sizes": _sizes(d["dims"], d["mechanisms"]),
             "parameters": f"{_count(d['n_parameters'])}  ({d['n_parameters']:,})",
-            "stored": f"{format_bytes(d['nbytes'])} in {n_files} file{'s' * (n_files != 1)}, "
-            + (f"{d['n_tensors']} tensors, " if d["n_tensors"] else "")
+            "stored": f"{format_bytes(d['nbytes'])} in {counted(n_files, 'file')}, "
+            + (f"{counted(d['n_tensors'], 'tensor')}, " if d["n_tensors"] else "")
             + ", ".join(f"{k} {format_bytes(v)}" if len(d["dtypes"]) > 1 else k for k, v in d["dtypes"].items()),
             "quantization": (d["quantization"] or "none").replace("; ", "\n"),
             "tokenizer": _tokenizer(vocabulary) if vocabulary else "none found",

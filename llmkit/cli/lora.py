@@ -12,6 +12,7 @@ from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, SeedOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
+from llmkit.errors import counted
 
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
@@ -167,7 +168,7 @@ def _measured(out: Output, meter: Meter, column: str, verb: str) -> Callable[[Ma
         def render() -> None:
             if measured:
                 mean = sum(m.relative_error for m in measured) / len(measured)
-                n = f"{len(measured)} module{'s' * (len(measured) != 1)}"
+                n = counted(len(measured), "module")
                 out.line(f"{n} {verb}; {column} {meter.overall():.4f} over all, {mean:.4f} on average; the largest:\n")
                 rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(5)]
                 out.table(["module", column], rows, right=[column])

@@ -15,7 +15,7 @@ from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecis
 from llmkit.cli.options import MAY_NAME_A_FILE, ModelArgument, WriteOptions
 from llmkit.cli.output import Mode, Output, finite
 from llmkit.cli.writing import Addition, require_place, write
-from llmkit.errors import InputError
+from llmkit.errors import InputError, counted
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ def _write(
 def _show_errors(out: Output, meter: Meter) -> None:
     n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
     if n_measured:
-        out.line(f"relative error {meter.overall():.4f} over {n_measured} layers; the largest:\n")
+        out.line(f"relative error {meter.overall():.4f} over {counted(n_measured, 'layer')}; the largest:\n")
         rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(_N_WORST)]
         out.table(["tensor", "relative error"], rows, right=["relative error"])
     if n_unmeasured:

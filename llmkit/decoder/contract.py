@@ -7,8 +7,7 @@ in a padded batch, packed behind a shared prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,6 +24,7 @@ from llmkit.decoder.packed import Packed
 from llmkit.decoder.reference import Reference, reference_logits
 from llmkit.errors import LlmkitError, PluginError
 from llmkit.lazy_imports import torch
+from llmkit.pipeline.pool import torch_threads
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
 
@@ -68,24 +68,13 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "transformers' padded batch": _padded_parity,
     }
     checks = []
-    with one_thread():
+    with torch_threads(1):  # tiny models are faster so
         for variant in (None, *architecture.variants):
             case = _Case(architecture, architecture.tiny_config(variant))
             checks += [
                 run_clause(f"{variant or 'tiny'}: {name}", partial(clause, case)) for name, clause in clauses.items()
             ]
         return [*checks, run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, torch uses one thread: tiny models are faster so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_clause(name: str, compute: Callable[[], float | None]) -> Check:

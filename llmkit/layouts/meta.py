@@ -18,7 +18,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.names import Names, NameTable
-from llmkit.errors import InputError, listing
+from llmkit.errors import InputError, counted, listing
 from llmkit.formats import torch_pickle
 from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
@@ -108,7 +108,7 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> OpenedLayout:
         raise InputError(f"{files[0]}: no output.weight or no layers.0.feed_forward.w1.weight: not this layout")
     dtype = commonest_dtype(tensors)
     config = config_of(where, params, head.spec.n_rows, gate.spec.n_rows, dtype)
-    notes = [f"read from Meta's layout: {len(files)} consolidated file{'s' * (len(files) > 1)} and {_PARAMS}"]
+    notes = [f"read from Meta's layout: {counted(len(files), 'consolidated file')} and {_PARAMS}"]
     beside = with_config_beside(candidate, str(folder), config)
     if beside is None:
         notes.append(f"{_PARAMS} does not state the context: {config['max_position_embeddings']} tokens assumed")
@@ -189,7 +189,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
         written,
         TorchNamedFiles(files),
         {_PARAMS: (json.dumps(params) + "\n").encode()},
-        (f"{model_parallel} consolidated file{'s' * (model_parallel > 1)}; config.json goes along for what "
+        (f"{counted(model_parallel, 'consolidated file')}; config.json goes along for what "
          f"{_PARAMS} does not state",),
     )  # fmt: skip
 

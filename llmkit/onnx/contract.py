@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.decoder.contract import Check, one_thread, random_checkpoint, run_clause
+from llmkit.decoder.contract import Check, random_checkpoint, run_clause
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import onnx, torch
@@ -17,6 +17,7 @@ from llmkit.onnx.model import build_graph, first_graph
 from llmkit.onnx.parity import N_STEPS, compare_decoders
 from llmkit.onnx.parts import Parts
 from llmkit.onnx.session import OrtDecoder
+from llmkit.pipeline.pool import torch_threads
 from llmkit.tensors.lazy import Lazy
 
 _OPS: tuple[AttentionOp, ...] = ("gqa", "attention")
@@ -29,7 +30,7 @@ def check_graphs(architecture: Architecture) -> list[Check]:
     """
     if find_spec("onnxruntime") is None:
         return [Check("ONNX logits", note="not computed: ONNX Runtime is not installed (llmkit[cpu])")]
-    with one_thread():
+    with torch_threads(1):
         return [_checked(architecture, variant) for variant in (None, *architecture.variants)]
 
 

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.registry import default_registry, require
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.decoder.contract import one_thread
 from llmkit.decoder.foreign import quiet_transformers
 from llmkit.decoder.load import load_decoder
 from llmkit.errors import LlmkitError
+from llmkit.pipeline.pool import torch_threads
 
 __all__ = ["PLUGINS", "Outcome", "Theirs", "described", "quietly", "their_model", "try_ours"]
 
@@ -66,7 +66,7 @@ class Outcome:
 @contextmanager
 def quietly() -> Iterator[None]:
     """One thread (models are small), nothing on the terminal."""
-    with one_thread(), quiet_transformers():
+    with torch_threads(1), quiet_transformers():
         yield
 
 
