@@ -162,7 +162,12 @@ class ScalingOptions:
     """The options of a command whose work is cut up, or done elsewhere."""
 
     batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tokens in one forward pass at most (default: 1024).")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Tokens in one forward pass at most (default: 1024, of a wide model on a CPU fewer).",
+        ),
     ] = None
     memory: Annotated[
         str | None,
