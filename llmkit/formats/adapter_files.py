@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmkit.errors import InputError, listing
 from llmkit.formats.folder import read_file
+from llmkit.formats.gguf_header import GgufFile, read_header
 from llmkit.formats.unreadable import read_head
 from llmkit.tensors.lazy import Lazy
 
@@ -15,8 +16,9 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _WEIGHT_NAMES = (
     WEIGHTS_NAME, "adapter_model.bin", "adapter_model.pt", "adapters.safetensors", "pytorch_model.bin",
-    "model.safetensors",
+    "model.safetensors", "pytorch_lora_weights.safetensors",
 )  # fmt: skip
+_OF_IMAGES = ("lora_unet_", "lora_te", "unet.", "text_encoder")
 _LOOSE = (".lora", ".pth", ".pt", ".bin")
 _STEP = re.compile(r"-(\d+)$")
 # First bytes of the two files that llama.cpp takes adapters from.
@@ -74,6 +76,11 @@ def read_tensors(file: Path) -> Mapping[str, Lazy]:
         InputError: no tensors, or a file of llama.cpp, which is named.
     """
     head = read_head(file, 4)
+    if head == _GGUF and not _is_adapter(read_header(file)):
+        raise InputError(
+            f"{file} is a GGUF file that holds no adapter",
+            hint="give the folder or file that PEFT saved the adapter in",
+        )
     if head == _GGUF or head in _GGLA:
         what = "a GGUF file" if head == _GGUF else "of llama.cpp's first format (ggla)"
         raise InputError(
@@ -90,6 +97,12 @@ def read_tensors(file: Path) -> Mapping[str, Lazy]:
         raise
 
 
+def _is_adapter(file: GgufFile) -> bool:
+    return file.metadata.get("general.type") == "adapter" or any(
+        tensor.name.endswith(".lora_a") for tensor in file.tensors
+    )
+
+
 def empty_adapter(label: str, tensors: Mapping[str, Lazy], nbytes: int | None = None) -> InputError:
     """The error for a file without any tensor of an adapter."""
     if any(name.endswith((".lora_a.weight", ".lora_b.weight")) for name in tensors):
@@ -98,6 +111,11 @@ def empty_adapter(label: str, tensors: Mapping[str, Lazy], nbytes: int | None = 
             f"torchtune ({listing(tensors, 1)}), where rows of q and k may be in another order than in the base",
             hint="let torchtune write PEFT's format: its checkpointers save adapter_model.safetensors and "
             "adapter_config.json beside adapter_N.pt (FullModelHFCheckpointer)",
+        )
+    if any(name.startswith(_OF_IMAGES) for name in tensors):
+        return InputError(
+            f"{label} is an adapter of an image model, as diffusers or kohya-ss name them ({listing(tensors, 1)})",
+            hint="diffusers loads it: pipeline.load_lora_weights; a language model's adapter is merged here",
         )
     size = f" ({nbytes} bytes)" if nbytes is not None else ""
     if not tensors:

@@ -16,6 +16,14 @@ _HEADS = (
     (b"algg", "an adapter of llama.cpp from before GGUF"),
 )  # fmt: skip
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite", ".onnx")
+# What programs that only run models make of them: how a file or folder is named, whose it is.
+_RUNTIMES = (
+    ("*.engine", "TensorRT"), ("*.plan", "TensorRT"), ("openvino_*.xml", "OpenVINO"), ("openvino_*.bin", "OpenVINO"),
+    ("mlc-chat-config.json", "MLC"), ("params_shard_*.bin", "MLC"), ("*.mlpackage", "Core ML"),
+    ("*.pte", "ExecuTorch"), ("*.llamafile", "llamafile"), ("*.nemo", "NeMo"),
+)  # fmt: skip
+_SOURCE = "give the model that it was made from"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
 _MARKS = ("config.json", "adapter_config.json", "params.json", "model.safetensors", "pytorch_model.bin")
 # What the ranks of a distributed training leave: a file in the folder or under it, whose it is, how weights come of it.
@@ -59,12 +67,26 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
     if not head:
         named = "empty"
     hint = "give a model folder, or a file of weights"
+    if (runtime := _runtime(path, head)) is not None:
+        return InputError(f"{path} is {runtime}'s, neither safetensors nor a torch pickle", hint=_SOURCE)
     if named is not None and "archive" in named:
         hint = "unpack it, and give the folder"
+    elif path.suffix in _WEIGHTS:
+        hint = "it is another program's, or damaged: fetch it again"
     elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
         hint = f"give the folder: {path.parent}"
     description = f"is {named}" if named else f"begins with {head[:8]!r}"
     return InputError(f"{path} {description}: neither safetensors nor a torch pickle", hint=hint)
+
+
+def _runtime(path: Path, head: bytes) -> str | None:
+    """The program that made a file, or what a folder has, for itself alone; None for none that is known."""
+    if (
+        path.is_file() and b"Spec\0" in head
+    ):  # the name of a class at the file's beginning: TransformerSpec, WhisperSpec
+        return "CTranslate2"
+    found = (w for glob, w in _RUNTIMES if path.match(glob) or (path.is_dir() and any(path.glob(glob))))
+    return next(found, None)
 
 
 def no_weights(folder: Path) -> InputError:
@@ -82,6 +104,8 @@ def no_weights(folder: Path) -> InputError:
         hint = ranks[1].replace("FOLDER", shlex.quote(str(folder)))
     elif "model_index.json" in names:
         message += "; it is a pipeline of diffusers, whose models lie in folders of their own"
+    elif (runtime := _runtime(folder, b"")) is not None:
+        message, hint = f"{message}; it is {runtime}'s, which is not read", _SOURCE
     elif others:
         message += f"; {others[0]} is of a format that is not read"
         hint = "save the model with transformers as safetensors: model.save_pretrained"

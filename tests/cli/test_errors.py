@@ -35,6 +35,29 @@ def test_not_a_model(call, tmp_path):
     assert "neither safetensors nor a torch pickle" in other.err
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.bin", "is CTranslate2's"),
+        ("openvino_model.bin", "is OpenVINO's"),
+        ("params_shard_0.bin", "is MLC's"),
+        ("rank0.engine", "it is TensorRT's"),
+        ("m.nemo", "it is NeMo's"),
+        ("m.llamafile", "it is llamafile's"),
+    ],
+)
+def test_what_other_programs_made_is_named(call, tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"\x06\0\0\0\x10\0TransformerSpec\0" if name == "model.bin" else b"\xfe" * 99)
+    (tmp_path / "config.json").write_text("{}")
+    done = call("inspect", tmp_path)
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.endswith("hint: give the model that it was made from\n")
+    damaged = tmp_path / "pytorch_model.bin"
+    damaged.write_bytes(b"\xfe" * 99)
+    assert call("inspect", damaged).err.endswith("hint: it is another program's, or damaged: fetch it again\n")
+
+
 def test_truncated_file(call, model):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

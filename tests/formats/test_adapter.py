@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -271,6 +273,15 @@ def test_mlx(tmp_path):
         read_adapter(tmp_path / "m")
 
 
+def of_llama_cpp(path, architecture, tensor):
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor(tensor, np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_adapters_of_torchtune_and_llama_cpp_are_named(tmp_path):
     state = {"layers.0.attn.q_proj.lora_a.weight": torch.ones(2, 8)}
     state["layers.0.attn.q_proj.lora_b.weight"] = torch.ones(6, 2)
@@ -278,11 +289,24 @@ def test_adapters_of_torchtune_and_llama_cpp_are_named(tmp_path):
         with pytest.raises(InputError, match="adapter of torchtune") as caught:
             read_adapter(folder)
         assert "adapter_model.safetensors" in caught.value.hint
-    for head in (b"GGUF\x03\0\0\0", b"algg\1\0\0\0"):
-        (tmp_path / "lora.gguf").write_bytes(head + bytes(64))
+    of_llama_cpp(tmp_path / "lora.gguf", "llama", "blk.0.attn_q.weight.lora_a")
+    (tmp_path / "old.bin").write_bytes(b"algg\1\0\0\0" + bytes(64))
+    for name in ("lora.gguf", "old.bin"):
         with pytest.raises(InputError, match=r"a LoRA of llama\.cpp's") as caught:
-            read_adapter(tmp_path / "lora.gguf")
+            read_adapter(tmp_path / name)
         assert "llama-export-lora" in caught.value.hint
+    of_llama_cpp(tmp_path / "vector.gguf", "controlvector", "direction.1")
+    with pytest.raises(InputError, match=r"vector\.gguf is a GGUF file that holds no adapter"):
+        read_adapter(tmp_path / "vector.gguf")
+
+
+@pytest.mark.parametrize("start", ["lora_unet_mid_block.lora_down", "unet.mid_block.to_q.lora.down"])
+def test_adapters_of_image_models_are_named(tmp_path, start):
+    state = {f"{start}.weight": torch.ones(2, 8)}
+    folder = save(tmp_path, state, None, name="pytorch_lora_weights.safetensors")
+    for path in (folder, folder / "pytorch_lora_weights.safetensors"):
+        with pytest.raises(InputError, match="adapter of an image model"):
+            read_adapter(path)
 
 
 def lit_expected(a, b, enabled, scale):
