@@ -23,6 +23,7 @@ class Report:
         extra: names of tensors that the model does not have.
         misshapen: names of tensors with another shape than the config gives.
         ignored: names of stored buffers that nothing needs.
+        lacks_head: the head is missing, and nothing else is wrong.
     """
 
     problems: tuple[str, ...] = ()
@@ -31,6 +32,7 @@ class Report:
     extra: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    lacks_head: bool = False
 
     @property
     def is_ok(self) -> bool:
@@ -44,10 +46,12 @@ class Report:
             SpecError: there is a problem.
         """
         if self.problems:
-            raise SpecError(
-                f"{label}: the tensors do not fit config.json: " + "; ".join(self.problems),
-                hint="put the config.json there that these weights were saved with (`llmkit inspect MODEL --tensors`)",
-            )
+            hint = "put the config.json there that these weights were saved with (`llmkit inspect MODEL --tensors`)"
+            if self.lacks_head:
+                hint = (
+                    "a model of embeddings has none; where the embedding is the head, set tie_word_embeddings to true"
+                )
+            raise SpecError(f"{label}: the tensors do not fit config.json: " + "; ".join(self.problems), hint=hint)
 
 
 def compare(
@@ -66,7 +70,8 @@ def compare(
         notes.append(f"{listing(heads)} is stored, too: a copy of the embedding, to which the config ties it")
     if ignored:
         notes.append(f"{len(ignored)} buffers that nothing needs are ignored ({listing(ignored, 1)})")
-    return Report(tuple(problems), tuple(notes), missing, extra, misshapen, ignored)
+    lacks_head = len(problems) == 1 and {expected[name].kind for name in missing} == {"head"}
+    return Report(tuple(problems), tuple(notes), missing, extra, misshapen, ignored, lacks_head)
 
 
 def mismatches(

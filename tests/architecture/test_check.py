@@ -125,6 +125,10 @@ def test_tied_heads():
     for untied in (False, ...):  # absent means untied in this family
         report = bind(tie_word_embeddings=untied).check(specs)
         assert "lm_head.weight is missing, and the config does not tie" in report.problems[0]
+        with pytest.raises(SpecError) as caught:
+            report.raise_if_bad("m")
+        assert caught.value.hint.endswith("set tie_word_embeddings to true")
+    assert not bind().check({**specs, "x": specs["model.norm.weight"]}).lacks_head
 
 
 def test_rotary_buffers_are_ignored_and_said_to_be():
