@@ -32,7 +32,7 @@ DIMS = Dims(
     kv_heads=DERIVED,
     head_dim=DERIVED,
     ffn=Computed(lambda config: config.get("n_inner") or 4 * lookup(HIDDEN, config)),
-    context=Key(("max_position_embeddings", "n_positions", "n_ctx")),
+    context=Key(("max_position_embeddings", "n_positions", "n_ctx"), 1024),
 )
 TINY = {
     "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": None, "layer_norm_epsilon": 1e-5,

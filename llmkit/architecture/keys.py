@@ -109,7 +109,8 @@ def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
 
 def absent(key: str, config: Mapping[str, Any]) -> SpecError:
     """The error of a required key that `config` has not."""
-    guess = nearest(key, config)
+    stated = [other for other, value in config.items() if not isinstance(value, bool)]  # flags have defaults
+    guess = nearest(key, stated)
     return SpecError(
         f"config.json has no {key!r}, which this architecture needs",
         hint=f"is {guess!r} meant? Otherwise add {key!r} to config.json" if guess else None,

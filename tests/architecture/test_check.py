@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import transformers
 
+from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.registry import find
-from llmkit.errors import SpecError
+from llmkit.errors import SpecError, nearest
 from llmkit.tensors.spec import DType, TensorSpec
 
 CONFIG = {
@@ -175,3 +176,15 @@ def test_a_misspelt_key_is_guessed():
     with pytest.raises(SpecError) as caught:
         bind(hidden_size=..., hidden_sise=32)
     assert "'hidden_sise'" in caught.value.hint
+
+
+def test_what_a_config_leaves_out_is_the_default_of_its_class():
+    config = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    assert find(config).bind(config).dims.context == transformers.GPT2Config().n_positions
+
+
+def test_a_missing_size_is_no_flag_with_a_name_like_it():
+    assert nearest("max_position_embeddings", ["tie_word_embeddings"]) == "tie_word_embeddings"
+    with pytest.raises(SpecError, match="has no 'max_position_embeddings'") as error:
+        lookup(Key("max_position_embeddings"), {"tie_word_embeddings": True, "vocab_size": 96})
+    assert error.value.hint is None
