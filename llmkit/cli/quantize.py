@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecisionOptions
+from llmkit.cli.held_out import HeldOutText, divergence_words, held_out_text
 from llmkit.cli.options import MAY_NAME_A_FILE, ModelArgument, WriteOptions
 from llmkit.cli.output import Mode, Output, finite
 from llmkit.cli.writing import Addition, require_place, write
@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
-    from llmkit.evaluation.divergence import Divergence
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.candidates import Candidates
     from llmkit.transforms.convert.targets import Target as Layout
     from llmkit.transforms.recipe import Recipe
 
-_LARGE_NBYTES = 2**31  # in float32
 _N_WORST = 5
 _FEW = 4  # bits, where a recipe or a size says how many: calibrated
 
@@ -163,7 +161,7 @@ def quantize(
         device=device,
         **grids.arguments,
     )
-    rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
+    held = held_out_text(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
     shared = None
     if quantizer is not None and not writing.dry_run:
         from llmkit.calibration.quantizer import CalibratedQuantizer
@@ -173,7 +171,7 @@ def quantize(
         if shared is not None:
             shared.serve()
         return
-    _write(out, before, after, writing, evaluate, rows, device, meter=meter, quantizer=quantizer, chosen=chosen)
+    _write(out, before, after, writing, held, meter=meter, quantizer=quantizer, chosen=chosen)
     if shared is not None:
         shared.ranks.end()
 
@@ -267,8 +265,8 @@ def _in_blocks(
     given |= {"recipe": recipe} if recipe else {}
     after = convert(before, to=blocks.format, **given).derive(notes=notes)
     quantizer = StoredQuantizer(before, statistics) if statistics is not None else None
-    rows = _held_out(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
-    _write(out, before, after, writing, evaluate, rows, device, chosen=chosen)
+    held = held_out_text(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
+    _write(out, before, after, writing, held, chosen=chosen)
 
 
 def _write(
@@ -276,9 +274,7 @@ def _write(
     before: Checkpoint,
     after: Checkpoint,
     writing: WriteOptions,
-    evaluate: str | None,
-    rows: list[list[int]] | None,
-    device: str,
+    held: HeldOutText | None,
     *,
     meter: Meter | None = None,
     quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
@@ -287,8 +283,7 @@ def _write(
     """Write the quantized model, and print sizes and errors.
 
     Args:
-        rows: windows to measure on afterwards; None for no evaluation.
-        device: where both models compute then.
+        held: what to measure on afterwards.
         meter: of the errors of weights, where they are measured.
         quantizer: what has findings and notes of the run.
         chosen: bits of each matrix, where they were chosen for a size.
@@ -316,9 +311,9 @@ def _write(
             }
         if chosen is not None:
             document["allocation"] = chosen.as_dict()
-        measured = _evaluated(out, before, writing.output, rows, device) if rows is not None else None
-        if measured is not None:
-            document["evaluation"] = {"text": evaluate, **measured.as_dict()}
+        measured = held.measure(out, before, writing.output) if held is not None else None
+        if held is not None and measured is not None:
+            document["evaluation"] = {"text": held.name, **measured.as_dict()}
             if writing.output.is_dir():  # a file of another layout has no manifest
                 from llmkit.pipeline.commit import add_findings
 
@@ -329,7 +324,7 @@ def _write(
             if meter is not None:
                 _show_errors(out, meter)
             if measured is not None:
-                out.line(f"\n{_words(measured)}")
+                out.line(f"\n{divergence_words(measured)}")
 
         return document, render
 
@@ -351,50 +346,3 @@ def _show_errors(out: Output, meter: Meter) -> None:
         out.table(["tensor", "relative error"], rows, right=["relative error"])
     if n_unmeasured:
         out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
-
-
-def _words(divergence: Divergence) -> str:
-    return (
-        f"perplexity {divergence.before.perplexity:.3f} → {divergence.after.perplexity:.3f}, "
-        f"divergence {divergence.kl:.4f} nats, "
-        f"{divergence.flipped:.1%} of {divergence.after.n_scored} likeliest tokens are others"
-    )
-
-
-def _held_out(
-    ckpt: Checkpoint,
-    evaluate: str,
-    calibrating: CalibrationOptions,
-    quantizer: CalibratedQuantizer | StoredQuantizer | None,
-) -> list[list[int]]:
-    """The windows to measure on, before any work.
-
-    Raises:
-        InputError: no such text, or nothing of it is left.
-    """
-    from llmkit.calibration.held_out import held_out
-    from llmkit.calibration.quantizer import CalibratedQuantizer
-    from llmkit.calibration.samples import Samples
-    from llmkit.calibration.texts import read_text
-
-    if evaluate != "rest":
-        samples = Samples(read_text(Path(evaluate)), length=calibrating.length)
-    elif isinstance(quantizer, CalibratedQuantizer) and quantizer.samples.text is not None:
-        samples = quantizer.samples
-    else:
-        raise InputError("--evaluate rest: there is no text that calibration reads", hint="--evaluate FILE")
-    return held_out(ckpt, samples, quantizer.read_of(samples.text) if quantizer is not None else None)
-
-
-def _evaluated(out: Output, before: Checkpoint, folder: Path, rows: list[list[int]], device: str) -> Divergence:
-    """The float model and the quantized one over the same windows; large models one layer at a time."""
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.decoder.load import load_decoder
-    from llmkit.evaluation.divergence import ModelDistributions, measure_divergence
-
-    is_large = sum(4 * lazy.spec.numel for lazy in before.tensors.values()) > _LARGE_NBYTES
-    floats, quantized = (
-        load_decoder(ckpt, device=device, streamed=is_large) for ckpt in (before, open_checkpoint(folder))
-    )
-    ids = [i for row in rows for i in row]
-    return measure_divergence(ModelDistributions(floats), quantized, ids, context=len(rows[0]), progress=out.progress())
