@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmkit.errors import LlmkitError, RequirementError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("plugin", "releases", "architectures", "decoder", "delta", "LoRA", "quantize", "ONNX", "GGUF", "prompts")
 _NO = "-"
+_OTHER_FORMAT = "gptq"  # whose loaders make linear layers of transposed ones
 
 
 def families() -> str:
@@ -47,7 +48,7 @@ class Ability:
     """Whether something is possible with a family.
 
     Attributes:
-        cell: yes, -, or yes but for some variants of the tiny model.
+        cell: yes, -, yes but for some variants of the tiny model, or the only format.
         reasons: what llmkit says where it is not.
     """
 
@@ -70,10 +71,13 @@ def abilities(architecture: Architecture) -> dict[str, Ability]:
             except LlmkitError as error:
                 missing_by_probe[name][variant or "tiny"] = _without_subject(error.message, architecture)
     name_there = f"`{architecture.gguf.arch}`" if architecture.gguf is not None else _NO
-    return {
+    able = {
         name: _ability(missing, len(variants), yes=name_there if name == "GGUF" else "yes")
         for name, missing in missing_by_probe.items()
     }
+    if able["quantize"].cell == _NO and _fits(architecture, _OTHER_FORMAT):
+        able["quantize"] = replace(able["quantize"], cell=f"`{_OTHER_FORMAT}`")
+    return able
 
 
 def prompts(architecture: Architecture) -> str:
@@ -137,6 +141,18 @@ def _quantize(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -
     from llmkit.transforms.quantize import quantize
 
     quantize(base, bits=8)
+
+
+def _fits(architecture: Architecture, format: str) -> bool:
+    """Whether the tiny model can be quantized in another layout than the usual one."""
+    from llmkit.decoder.contract import random_checkpoint
+    from llmkit.transforms.quantize import quantize
+
+    try:
+        quantize(random_checkpoint(architecture, architecture.tiny_config()), bits=8, format=format)
+    except LlmkitError:
+        return False
+    return True
 
 
 def _onnx(architecture: Architecture, base: Checkpoint, tuned: Checkpoint) -> None:

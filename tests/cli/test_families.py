@@ -73,7 +73,7 @@ def test_what_no_reader_knows_is_not_claimed(monkeypatch):
 
 
 def test_transposed_layers_are_not_quantized():
-    assert abilities(replace(PLUGINS["gpt2"], variants={}))["quantize"].cell == "-"
+    assert abilities(replace(PLUGINS["gpt2"], variants={}))["quantize"].cell == "`gptq`"
 
 
 def test_gguf_and_prompts_come_from_the_architecture():
