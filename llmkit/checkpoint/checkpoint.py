@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
@@ -28,6 +29,9 @@ from llmkit.layouts.layout import OpenedLayout
 from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from llmkit.checkpoint.classification import Classification
 
 _COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
@@ -126,10 +130,23 @@ class Checkpoint:
         """Dtype and shape of each tensor, by name."""
         return {name: lazy.spec for name, lazy in self.tensors.items()}
 
+    @cached_property
+    def spec_counts(self) -> Mapping[TensorSpec, int]:
+        """How many tensors have each dtype and shape: few are there of those, and many may be of one."""
+        by_form = {spec.form: spec for spec in self.specs.values()}
+        return {by_form[form]: n for form, n in Counter([spec.form for spec in self.specs.values()]).items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(spec.nbytes for spec in self.specs.values())
+        return sum(n * spec.nbytes for spec, n in self.spec_counts.items())
+
+    @cached_property
+    def contents(self) -> Classification:
+        """What it is: a model, a delta, an adapter (`llmkit.checkpoint.classification`)."""
+        from llmkit.checkpoint.classification import classify
+
+        return classify(self)
 
     def derive(
         self,
@@ -207,7 +224,7 @@ def _opened(path: Path) -> Checkpoint:
     config_path = path / "config.json"
     config = read_object(config_path) if config_path.is_file() else {}
     warnings = [] if config else [f"{path} has no config.json: only tensor-wise work is possible"]
-    chosen, unread = weight_set(path), left_unread(path)
+    chosen, unread = weight_set(path), left_unread(path, candidate.tensors)
     if chosen is not None and unread:
         warnings.append(
             f"{path} holds more weights than one set: {chosen.name} is read, as transformers does, and "

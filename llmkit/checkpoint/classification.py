@@ -139,9 +139,9 @@ def open_model(model: str | Path, *, force: bool) -> Checkpoint:
     """
     ckpt = open_checkpoint(model)
     forced = replace(ckpt, history=(*ckpt.history, _ASSUMED))
-    if not force or classify(ckpt).kind == classify(forced).kind:
+    if not force or ckpt.contents.kind == forced.contents.kind:
         return ckpt
-    warning = f"forced: {ckpt.label} is {classify(ckpt).words}; it is taken for a model"
+    warning = f"forced: {ckpt.label} is {ckpt.contents.words}; it is taken for a model"
     return replace(forced, warnings=(*forced.warnings, warning))
 
 
@@ -155,7 +155,7 @@ def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkp
     Raises:
         RequirementError: it is something else, named with the command that works on it.
     """
-    contents = classify(ckpt)
+    contents = ckpt.contents
     if contents.kind != "model":
         raise RequirementError(f"{ckpt.label} is {contents.words}; {use} wants a model", hint=contents.hint)
     if floats and contents.quantization is not None:
@@ -186,8 +186,9 @@ def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
         files = dict.fromkeys(read.source.path.name for lazy in ckpt.tensors.values() for read in lazy.reads())
     is_saved = any(file.startswith("adapter") for file in files)
     if not is_gguf and not is_saved and 2 * len(parts) < max(1, len(ckpt.tensors) + (config is not None)):
-        unread = left_unread(ckpt.origin) if ckpt.origin is not None and ckpt.origin.is_dir() else []
-        if config is None or not any(name.startswith("adapter_model.") for name in unread):
+        if config is None or ckpt.origin is None or not ckpt.origin.is_dir():
+            return None
+        if not any(name.startswith("adapter_model.") for name in left_unread(ckpt.origin, ckpt.tensors)):
             return None
         words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {ADAPTER_NAME})"
         hint = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"

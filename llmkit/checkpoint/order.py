@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import inf
-from typing import Any
+from functools import cache
 
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.names import cut
 
-_DIGITS, _MOST_DIGITS = re.compile(r"(\d+)"), 300
+_DIGITS, _MOST_DIGITS = re.compile("[0-9]+"), 300
 
 
-def natural_key(name: str) -> list[Any]:
-    """Sort key that puts `layers.2` before `layers.10`."""
-    parts: list[Any] = _DIGITS.split(name)
-    parts[1::2] = [int(p) if len(p) <= _MOST_DIGITS else inf for p in parts[1::2]]
-    return parts
+def natural_key(name: str) -> str:
+    """Sort key that puts `layers.2` before `layers.10`, and numbers before words: they begin with their length."""
+    return _DIGITS.sub(_sized, name)
+
+
+def _sized(match: re.Match[str]) -> str:
+    digits = match[0].lstrip("0")
+    n = len(digits)
+    return f"\0{chr(n)}{digits}" if n <= _MOST_DIGITS else f"\0{chr(_MOST_DIGITS + 1)}"
 
 
 def sort_tensors(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """The same tensors in natural order of their names."""
-    heads: dict[str, list[Any]] = {}  # keys of what many names begin with
+    key_of = cache(natural_key)  # of what many names have in common
 
-    def key(name: str) -> list[Any]:
-        head, rest = cut(name)
-        if head not in heads:
-            heads[head] = natural_key(head)
-        *before, last = heads[head]
-        return [*before, last + rest]
+    def key(name: str) -> str:
+        before, number, after = cut(name)
+        return key_of(before) + key_of(number) + after
 
     return {name: tensors[name] for name in sorted(tensors, key=key)}
 

@@ -217,8 +217,8 @@ def _plan_document(plan: Plan, writing: WriteOptions, hash_links: bool) -> dict[
     workers = writing.workers or default_workers()
     read_rate, write_rate = measured_rates([*plan.inputs, *plan.links.values()], plan.out.parent)
     dtypes: Counter[DType] = Counter()
-    for spec in plan.checkpoint.specs.values():
-        dtypes[spec.dtype] += spec.nbytes
+    for spec, n in plan.checkpoint.spec_counts.items():
+        dtypes[spec.dtype] += n * spec.nbytes
     read_nbytes = plan.read_nbytes + (plan.linked_nbytes if hash_links else plan.copied_nbytes)
     write_nbytes = plan.write_nbytes + plan.copied_nbytes
     return {

@@ -73,21 +73,21 @@ def parse_name(name: str) -> TensorName | None:
 def parse_names(names: Iterable[str]) -> dict[str, TensorName | None]:
     """`parse_name` of many. What thousands begin and end with, before and after their last number, is parsed once."""
     parsed: dict[str, TensorName | None] = {}
-    heads: dict[str, str | None] = {"": None}  # what a head is of a module's path
+    starts: dict[str, str | None] = {}  # what a module's path begins with, by what a name does
     tails: dict[str, TensorName | None] = {}
     for name in names:
-        head, tail = cut(name)
-        if head not in heads:
-            begin = parse_name(f"{head}.weight")
-            heads[head] = begin.module if begin is not None and begin[1:] == ("weight", None) else None
-        if tail not in tails:
-            rest = parse_name(f"0{tail}") if tail.startswith(".") else None
-            tails[tail] = None if rest is None or rest.is_replacement else rest._replace(module=rest.module[1:])
-        start, end = heads[head], tails[tail]
-        if start is None or end is None:
+        before, number, after = cut(name)
+        if before not in starts:
+            begin = parse_name(f"{before}0.weight")
+            starts[before] = begin.module[:-1] if begin is not None and begin[1:] == ("weight", None) else None
+        if after not in tails:
+            rest = parse_name(f"0{after}") if after.startswith(".") else None
+            tails[after] = None if rest is None or rest.is_replacement else rest._replace(module=rest.module[1:])
+        start, end = starts[before], tails[after]
+        if start is None or end is None or not number:
             parsed[name] = parse_name(name)
         else:
-            parsed[name] = TensorName(start + end.module, end.part, end.adapter)
+            parsed[name] = TensorName(start + number + end.module, end.part, end.adapter)
     return parsed
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llmkit.errors import InputError, listing
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
 from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
-from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.lazy import Lazy, reads_below
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -68,14 +68,12 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
     return _joined(folder, loose)
 
 
-def left_unread(folder: Path) -> list[str]:
-    """Weight files of a folder that `read_folder` passes over: another set, or strays beside it."""
+def left_unread(folder: Path, tensors: Mapping[str, Lazy]) -> list[str]:
+    """Weight files of a folder that `read_folder`, which read `tensors`, passed over: another set, or strays."""
     chosen = weight_set(folder)
     if chosen is None:
         return []
-    read = [chosen.name]
-    if chosen.name in INDEX_NAMES:
-        read += dict.fromkeys(_weight_map(chosen).values())
+    read = {chosen.name, *(r.source.path.name for r in reads_below(lazy.origin for lazy in tensors.values()))}
     indexes = [name for name in INDEX_NAMES if (folder / name).is_file()]
     return [name for name in [*indexes, *(p.name for p in _loose(folder))] if name not in read]
 
@@ -119,7 +117,7 @@ def _joined(folder: Path, files: list[Path]) -> dict[str, Lazy]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+    if not isinstance(weight_map, dict) or not set(map(type, weight_map.values())) <= {str}:
         raise InputError(f"{index}: no usable weight_map (expected an object of tensor name to file name)")
     for name in dict.fromkeys(weight_map.values()):
         if Path(name).name != name or name in ("", ".", ".."):
@@ -134,15 +132,16 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
     if missing:
         raise _missing(folder, index, weight_map, missing)
     shards = {name: read_file(folder / name) for name in files}
-    tensors: dict[str, Lazy] = {}
-    for tensor_name, file_name in weight_map.items():
-        if tensor_name not in shards[file_name]:
-            message = f"{index}: tensor {tensor_name!r} should be in {file_name}, which does not hold it"
-            there = {name for present in shards.values() for name in present}
-            if set(weight_map) <= there:
-                raise _stale(index, f"{message}; the files hold all its {len(weight_map)} tensors, in other places")
-            raise InputError(message)
-        tensors[tensor_name] = shards[file_name][tensor_name]
+    try:
+        tensors = {name: shards[file][name] for name, file in weight_map.items()}
+    except KeyError:
+        tensor_name, file_name = next((t, f) for t, f in weight_map.items() if t not in shards[f])
+        message = f"{index}: tensor {tensor_name!r} should be in {file_name}, which does not hold it"
+        there = {name for present in shards.values() for name in present}
+        if set(weight_map) <= there:
+            message += f"; the files hold all its {len(weight_map)} tensors, in other places"
+            raise _stale(index, message) from None
+        raise InputError(message) from None
     stray = [f"{t} ({f})" for f, present in shards.items() for t in present if t not in weight_map]
     if stray:
         raise InputError(f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")

@@ -91,12 +91,14 @@ def parse_json(data: bytes | str, where: str, *, max_nbytes: int = MAX_NBYTES, i
             raise ValueError(f"{n_containers} objects and arrays, expected at most {most}")
         strict: dict[str, Any] = {}
         if is_strict:
-            strict = {"parse_constant": _no_number, "parse_float": _finite, "object_pairs_hook": _unique}
+            strict = {"parse_constant": _no_number, "parse_float": _finite}
         if _TOO_LONG in (data if isinstance(data, bytes) else text.encode()).translate(_TO_ZEROS):
             strict["parse_int"] = _whole  # for the error; it is slow
         document = json.loads(text, **strict)
-        if n_containers > MAX_DEPTH:
-            _check_depth(document)
+        if is_strict or n_containers > MAX_DEPTH:
+            n_keys = _checked_depth(document, n_containers)
+            if is_strict and text.count(":") > n_keys:  # a text has one, or a key is lost
+                json.loads(text, object_pairs_hook=_unique)
         if _SURROGATE.search(text):
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -161,11 +163,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _check_depth(document: Any) -> None:
-    level: list[Any] = [document] if type(document) in _CONTAINERS else []
+def _checked_depth(document: Any, n_containers: int) -> int:
+    """How many keys its objects have, which are `n_containers` at most with its arrays, none too deep in another."""
+    n_keys, level = 0, [document] if type(document) in _CONTAINERS else []
     for _ in range(MAX_DEPTH):
+        n_containers -= len(level)
+        n_keys += sum([len(value) for value in level if type(value) is dict])
         members = (value.values() if type(value) is dict else value for value in level)
-        level = [inner for inside in members for inner in inside if type(inner) in _CONTAINERS]
+        level = [inner for inside in members for inner in inside if type(inner) in _CONTAINERS] if n_containers else []
         if not level:
-            return
+            return n_keys
     raise ValueError(f"nested deeper than {MAX_DEPTH}")

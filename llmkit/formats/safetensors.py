@@ -140,14 +140,16 @@ def layout(
     )
     starts: dict[str, int] = {}
     position = 0
+    begins: dict[int, str] = {}  # of each dtype and shape
     # As json.dumps writes it, which takes ten times as long for a hundred thousand entries.
     for dtype in sorted(by_dtype, key=lambda dtype: (-dtype.bits, _RANK[dtype.name])):
         for name in sorted(by_dtype[dtype]):
             spec, start = specs[name], position
             starts[name], position = start, start + spec.nbytes
-            shape = ",".join(map(str, spec.shape))
-            place = f'"shape":[{shape}],"data_offsets":[{start},{position}]}}'
-            entries.append(f'{encode_basestring(name)}:{{"dtype":"{dtype.name}",{place}')
+            if spec.form not in begins:
+                shape = ",".join(map(str, spec.shape))
+                begins[spec.form] = f'{{"dtype":"{dtype.name}","shape":[{shape}],"data_offsets":['
+            entries.append(f"{encode_basestring(name)}:{begins[spec.form]}{start},{position}]}}")
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)

@@ -74,7 +74,7 @@ class _Pattern:
         """The same of other inputs."""
         deferred = [Deferred(sample, inputs, others) for sample in self._samples]
         tensors = {name: Lazy(deferred[number], index) for name, (number, index) in self._outputs.items()}
-        return tensors | {name: inputs[place] for name, place in self._passed.items()}
+        return tensors | {name: inputs[place] for name, place in self._passed.items()} if self._passed else tensors
 
     def digest(self, node: Node) -> str:
         """Of how a node is made, of whatever inputs."""

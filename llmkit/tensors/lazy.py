@@ -208,7 +208,9 @@ def reads_below(origins: Iterable[Origin]) -> list[Read]:
     reads: dict[Origin, None] = {}
     seen: set[Origin] = set()
     for root in origins:
-        pending = [root]
+        pending = [root] if root.inputs else []
+        if not pending:
+            reads[root] = None
         while pending:
             origin = pending.pop()
             if not origin.inputs:
@@ -223,18 +225,24 @@ class Read(Node):
     """A tensor stored in a file, contiguous or strided (then only read whole)."""
 
     op = "read"
+    inputs = ()
 
     def __init__(
         self, name: str, spec: TensorSpec, source: SourceFile, offset: int, strides: tuple[int, ...] | None = None
     ) -> None:
         self.name = name
         self.specs = (spec,)
-        self.inputs = ()
         self.source = source
         self.offset = offset
         self.strides = strides
-        self.n_rows = spec.n_rows
-        self.row_step = 1 if strides is None else None
+
+    @property
+    def n_rows(self) -> int:  # type: ignore[override]  # of a hundred thousand few are asked
+        return self.specs[0].n_rows
+
+    @property
+    def row_step(self) -> int | None:  # type: ignore[override]
+        return 1 if self.strides is None else None
 
     @property
     def is_moved(self) -> bool:
@@ -277,8 +285,7 @@ class Read(Node):
         return self.slice_nbytes(n_rows) * (1 if self.strides is None else 2)
 
     def form(self) -> object:
-        form = self.specs[0].form
-        return form if self.strides is None else form_of((Read, form, self.strides))
+        return self.specs[0].form if self.strides is None else form_of((Read, self.specs[0].form, self.strides))
 
     @property
     def place(self) -> str:

@@ -7,7 +7,8 @@ import string
 _WORDS = f"{string.ascii_letters}._"
 
 
-def cut(name: str) -> tuple[str, str]:
-    """A name up to its last number, and what follows: few of either in a model, so that one can be looked up."""
+def cut(name: str) -> tuple[str, str, str]:
+    """What is before a name's last number, the number, and what follows: few of each in a model, to be looked up."""
     head = name.rstrip(_WORDS)
-    return head, name[len(head) :]
+    before = head.rstrip(string.digits)
+    return before, head[len(before) :], name[len(head) :]

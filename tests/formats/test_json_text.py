@@ -47,7 +47,8 @@ def test_what_transformers_writes_is_read():
 @pytest.mark.parametrize(
     ("text", "message"),
     [("NaN", "NaN is no JSON number"), ("[-Infinity]", "no JSON number"), ("1e999", "beyond what a float holds"),
-     ('{"a": 1, "b": {"c": 1, "c": 2}}', "key 'c' occurs twice")],
+     ('{"a": 1, "b": {"c": 1, "c": 2}}', "key 'c' occurs twice"), ('[{"a": {"b": 1}, "a": 2}]', "'a' occurs twice"),
+     ('{"a:b": 1, "c": ":", "d": "{[", "a:b": 2}', "'a:b' occurs twice")],
 )  # fmt: skip
 def test_a_strict_document_is_as_the_standard_has_it(text, message):
     with pytest.raises(InputError, match=message):

@@ -125,13 +125,15 @@ def _pairs(base: Checkpoint, delta: Checkpoint, profile: Profile) -> Iterator[tu
     matrices, vectors = [], []
     for name, of_delta in delta.tensors.items():
         of_base = base.tensors.get(name.removeprefix(profile.base_prefix)) or base.tensors.get(name)
-        if of_base is None or profile.rule_for(name) is not Rule.ADD or of_base.shape != of_delta.shape:
+        if of_base is None or profile.rule_for(name) is not Rule.ADD:
             continue
-        if not (of_base.dtype.is_float and of_delta.dtype.is_float) or of_base.node.row_step is None:
+        first, second = of_base.spec, of_delta.spec
+        is_sum = first.shape == second.shape and first.dtype.is_float and second.dtype.is_float
+        if not is_sum or of_base.node.row_step is None:
             continue
-        if len(of_delta.shape) == 2 and of_delta.node.row_step is not None:
+        if len(second.shape) == 2 and of_delta.node.row_step is not None:
             matrices.append((name, of_base, of_delta))
-        elif len(of_delta.shape) == 1 and not name.endswith("bias"):
+        elif len(second.shape) == 1 and not name.endswith("bias"):
             vectors.append((name, of_base, of_delta))
     for chosen, limit in ((matrices, MATRICES), (vectors, VECTORS)):
         yield from (chosen[i * len(chosen) // limit] for i in range(limit)) if len(chosen) > limit else chosen

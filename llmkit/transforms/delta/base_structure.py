@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.classification import MARKER_NAME, classify
+from llmkit.checkpoint.classification import MARKER_NAME
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
@@ -80,13 +80,11 @@ def bound_model(checkpoint: Checkpoint) -> Model | None:
 
 def size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """(layers, width) from names and shapes alone; None when the names carry no layer numbers."""
-    layers = {int(number) for number in _LAYER.findall("\n".join(checkpoint.tensors))}
-    widths: Counter[int] = Counter()
-    for name, lazy in checkpoint.tensors.items():
-        if len(lazy.shape) == 1 and "norm" in name:
-            widths[lazy.shape[0]] += 1
+    layers = {int(number) for number in set(_LAYER.findall("\n".join(checkpoint.tensors)))}
+    specs = checkpoint.specs
+    widths = Counter([spec.shape[0] for name, spec in specs.items() if len(spec.shape) == 1 and "norm" in name])
     if not widths:
-        widths.update(t.shape[-1] for t in checkpoint.tensors.values() if len(t.shape) == 2)
+        widths.update([spec.shape[-1] for spec in specs.values() if len(spec.shape) == 2])
     return (len(layers), widths.most_common(1)[0][0]) if layers and widths else None
 
 
@@ -133,7 +131,7 @@ def _family(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> lis
 
 
 def _delta_as_base(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
-    contents = classify(base)
+    contents = base.contents
     if contents.kind == "delta":
         message = f"{base.label} is a delta itself ({contents.words}); the first argument is the base model"
         return [Finding("refuse", "delta_as_base", message, "llmkit delta apply BASE DELTA -o OUT", can_force=False)]

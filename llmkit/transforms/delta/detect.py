@@ -104,8 +104,8 @@ def embedding_rows(checkpoint: Checkpoint) -> int | None:
 def main_dtype(checkpoint: Checkpoint) -> DType | None:
     """The dtype that most float elements have; None without any."""
     counts: Counter[DType] = Counter()
-    for lazy in checkpoint.tensors.values():
-        counts[lazy.dtype] += lazy.spec.numel if lazy.dtype.is_float else 0
+    for spec, n in checkpoint.spec_counts.items():
+        counts[spec.dtype] += n * spec.numel if spec.dtype.is_float else 0
     counts = +counts
     return counts.most_common(1)[0][0] if counts else None
 

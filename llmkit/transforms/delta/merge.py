@@ -30,6 +30,7 @@ class Merge:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._combined = Alike(lambda left, right, how: {"sum": combined(how[0], left, right, *how[1:])})
+        self._sums: dict[tuple[Rule, int, int], tuple[int, DType, DType]] = {}  # how those of two forms are added
 
     def floats(self, profile: Profile) -> dict[str, Lazy]:
         """Base + delta by the profile's rules."""
@@ -41,6 +42,7 @@ class Merge:
 
     def _walk(self, profile: Profile, sign: int) -> dict[str, Lazy]:
         pairs = self._pairs(profile.base_prefix)
+        self._sums.clear()
         tensors: dict[str, Lazy] = {}
         base_only, other_only = [], []
         for name, (base, other) in pairs.items():
@@ -60,6 +62,8 @@ class Merge:
         return tensors
 
     def _one(self, name: str, profile: Profile, rule: Rule, base: Lazy | None, other: Lazy, sign: int) -> Lazy:
+        if base is not None and (how := self._sums.get((rule, base.spec.form, other.spec.form))) is not None:
+            return self._combined(how, (base, other) if sign > 0 else (other, base), how)["sum"]
         if base is not None and rule is not Rule.COPY and base.dtype.is_float != other.dtype.is_float:
             raise self._misfit(name, profile, base, other)
         if not other.dtype.is_float:
@@ -88,8 +92,10 @@ class Merge:
             if not fits or any(a > b for a, b in zip(base.shape, other.shape, strict=True)):
                 raise self._misfit(name, profile, base, other)
             return overlapped(sign, base, other, arithmetic, output)
-        pair = (base, other) if sign > 0 else (other, base)
-        return self._combined((sign, arithmetic, output), pair, (sign, arithmetic, output))["sum"]
+        how = sign, arithmetic, output
+        if base.shape == other.shape and n_new == 0:
+            self._sums[rule, base.spec.form, other.spec.form] = how
+        return self._combined(how, (base, other) if sign > 0 else (other, base), how)["sum"]
 
     def _misfit(self, name: str, profile: Profile, base: Lazy, other: Lazy) -> SpecError:
         return SpecError(

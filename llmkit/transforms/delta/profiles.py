@@ -79,7 +79,10 @@ class Profile:
 
     def rule_for(self, name: str) -> Rule:
         """The rule of the first glob that matches `name`."""
-        return next((rule for glob, rule in self.rules if fnmatchcase(name, glob)), Rule.ADD)
+        for glob, rule in self.rules:
+            if fnmatchcase(name, glob):
+                return rule
+        return Rule.ADD
 
     def describe(self) -> str:
         """Arithmetic and new rows in a few words, for the plan."""
