@@ -54,11 +54,11 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+        checked: set[tuple[str | int, ...]] = set()
         for module, parts in self.modules.items():
-            if (shapes := tuple([(part, lazy.shape) for part, lazy in parts.items()])) not in checked:
+            if (key := (*parts, *[lazy.spec.form for lazy in parts.values()])) not in checked:
                 _check_parts(self.label, module, parts)
-                checked.add(shapes)
+                checked.add(key)
 
     @property
     def is_transposed(self) -> bool:
@@ -113,7 +113,7 @@ def from_peft(
         kind,
         dict(config),
         modules,
-        {m: rules.scaling_of(config, kind, m, r) for m, r in ranks.items()},
+        rules.scalings_of(config, kind, ranks),
         replacements,
         {m: (_token_ids(label, config, m, t), t) for m, t in deltas.items()},
         folder,
@@ -131,7 +131,7 @@ def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
 
 def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:
     """Refuse tensors without elements: ZeRO-3 and FSDP leave them where shards are not gathered before saving."""
-    empty = [name for name, lazy in tensors.items() if 0 in lazy.shape]
+    empty = [name for name, lazy in tensors.items() if not lazy.spec.numel]
     if empty:
         raise InputError(
             f"{label}: {len(empty)} of its {len(tensors)} tensors are empty ({listing(empty, 2)}): shards of a "
@@ -161,10 +161,8 @@ def _sorted(
             deltas[name.module] = lazy
         elif name.is_replacement:
             replacements[f"{name.module}.{name.part}" if name.module else name.part] = lazy
-        elif name.part in modules.setdefault(name.module, {}):
+        elif modules.setdefault(name.module, {}).setdefault(name.part, lazy) is not lazy:
             raise InputError(f"{label}: two tensors are {name.part} of {name.module}")
-        else:
-            modules[name.module][name.part] = lazy
     if len(adapters) > 1:
         raise InputError(
             f"{label} holds several adapters: {listing(adapters)}", hint="save one of them with save_pretrained"
@@ -217,12 +215,13 @@ def _check_parts(label: str, module: str, parts: Mapping[str, Lazy]) -> None:
 def _rank_warnings(label: str, config: Mapping[str, Any], kind: str, ranks: Mapping[str, int]) -> list[str]:
     if kind in ("ADALORA", "LOKR") or config.get("target_parameters"):
         return []  # pruned ranks are lists, factors may be stored whole, and A of a stack has the ranks of all experts
-    wrong = {m: r for m, r in ranks.items() if rules.rank_of(config, m) not in (None, r)}
+    stated = rules.ranks_of(config, ranks)
+    wrong = {m: r for m, r in ranks.items() if stated[m] not in (None, r)}
     if not wrong:
         return []
     module, rank = next(iter(wrong.items()))
     return [
-        f"{label}: {CONFIG_NAME} gives {module} rank {rules.rank_of(config, module)}, its tensors have rank {rank}"
+        f"{label}: {CONFIG_NAME} gives {module} rank {stated[module]}, its tensors have rank {rank}"
         f"{f' ({len(wrong)} modules)' if len(wrong) > 1 else ''}: the tensors' rank is used, also for the scaling"
     ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmkit.errors import InputError, RequirementError
@@ -169,6 +169,21 @@ def rank_of(config: Mapping[str, Any], module: str) -> int | None:
     """The rank that the config gives a module."""
     value = number(matched(config.get("rank_pattern"), module)) or number(config.get("r"))
     return int(value) if value is not None and value == int(value) else None
+
+
+def ranks_of(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, int | None]:
+    """`rank_of` for each of many modules, which a pattern alone tells apart."""
+    if config.get("rank_pattern"):
+        return {module: rank_of(config, module) for module in modules}
+    return dict.fromkeys(modules, rank_of(config, ""))
+
+
+def scalings_of(config: Mapping[str, Any], kind: str, ranks: Mapping[str, int]) -> dict[str, float]:
+    """`scaling_of` for each of many modules by their ranks; without a pattern it follows from the rank alone."""
+    if config.get("alpha_pattern"):
+        return {module: scaling_of(config, kind, module, rank) for module, rank in ranks.items()}
+    scalings = {rank: scaling_of(config, kind, "", rank) for rank in dict.fromkeys(ranks.values())}
+    return {module: scalings[rank] for module, rank in ranks.items()}
 
 
 def scaling_of(config: Mapping[str, Any], kind: str, module: str, rank: int) -> float:

@@ -37,4 +37,4 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
         adapter = from_peft(label, config, tensors, folder=folder, force=force)
     else:
         adapter = adapter_other.read(file, tensors, label, alpha=alpha, force=force)
-    return replace(adapter, notes=(*notes, *adapter.notes))
+    return replace(adapter, notes=(*notes, *adapter.notes)) if notes else adapter

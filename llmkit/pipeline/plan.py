@@ -145,14 +145,15 @@ class Plan:
         """Identifies the plan: expressions, input files' sizes and times, layout, slices, versions."""
         body: list[Any] = [__version__, [[f.name, f.nbytes, _hash_chunks(f.fixed)] for f in self.files]]
         slices: dict[int, str] = {}  # what steps of one form share is spelled once
-        lines = []
+        steps = xxh3_128()
         for origin, placements, rows, _ in self.steps:
             if id(rows) not in slices:
                 slices[id(rows)] = hashlib.sha256(repr(rows).encode()).hexdigest()
             names = "\n".join([f"{p.index} {p.name}" for p in placements])
-            lines.append(f"{origin.fingerprint()}\n{names}\n{slices[id(rows)]}")
-        lines += [repr([*file.offsets.items()]) for file in self.files]
-        body.append(xxh3_128("\n".join(lines).encode()).hexdigest())
+            steps.update(f"{origin.fingerprint()}\n{names}\n{slices[id(rows)]}\n".encode())
+        for file in self.files:
+            steps.update(repr([*file.offsets.items()]).encode())
+        body.append(steps.hexdigest())
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
         body += [[name, SourceFile(path).fingerprint()] for name, path in self.links.items()]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -90,8 +90,9 @@ class Application:
             self.tensors.update(zeros)
         self._summarise(changed)
         same = self.ckpt.tensors
-        others = {name: t for name, t in self.tensors.items() if same.get(name) is not t}
-        return self.tensors | {name: t.cast(self._stored_dtype(name, t)) for name, t in others.items()}
+        for name, tensor in [(name, t) for name, t in self.tensors.items() if same.get(name) is not t]:
+            self.tensors[name] = tensor.cast(self._stored_dtype(name, tensor))
+        return self.tensors
 
     def _stored_dtype(self, name: str, tensor: Lazy) -> DType:
         """The dtype that a tensor is stored in: what the base has."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -23,16 +23,17 @@ class Paths:
         note: what was stripped or added to make the names agree; None when they agree as they are.
     """
 
-    def __init__(self, ckpt: Checkpoint, embeddings: Embeddings, modules: Iterable[str]) -> None:
+    def __init__(self, ckpt: Checkpoint, embeddings: Embeddings, modules: Sequence[str]) -> None:
         self._label = ckpt.label
         self._modules = dict.fromkeys(name.rpartition(".")[0] for name in ckpt.tensors)
         self._has_parts = "text_config" in ckpt.config
         self._head = embeddings.head.rpartition(".")[0] if embeddings.head else None
         renamed = ckpt.architecture.names.in_memory if ckpt.architecture is not None else {}
         self._in_files = {loaded: stored for stored, loaded in renamed.items()}
-        wanted = [m for m in modules if not self._is_head(m) and not self._has_parts]
+        wanted = [] if self._has_parts else [m for m in modules if m not in self._modules and not self._is_head(m)]
         self._change = (0, "")
-        if not all(m in self._modules for m in wanted):
+        if wanted:
+            wanted = [m for m in modules if not self._is_head(m)]
             candidates = [(0, ""), *((n, "") for n in (1, 2)), *((0, p) for p in self._prefixes())]
             hits = [(sum(self._rename(m, c) in self._modules for m in wanted), -i) for i, c in enumerate(candidates)]
             self._change = candidates[-max(hits, default=(0, 0))[1]]

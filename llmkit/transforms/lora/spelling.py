@@ -34,8 +34,10 @@ def in_base_names(adapter: Adapter, ckpt: Checkpoint) -> Adapter:
     Raises:
         RequirementError: names of another layout, which cannot be said in the base's.
     """
+    if adapter.layout == "hf":
+        return adapter
     paths = [*(f"{m}.weight" for m in adapter.modules), *adapter.replacements]
-    if adapter.layout == "hf" or all(path in ckpt.tensors for path in paths):
+    if all(path in ckpt.tensors for path in paths):
         return adapter
     model = ckpt.model
     for spelling in (s for layout in layouts() for s in layout.spellings):
