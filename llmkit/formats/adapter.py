@@ -54,7 +54,7 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checked: set[tuple[str | int, ...]] = set()
+        checked: set[tuple[object, ...]] = set()
         for module, parts in self.modules.items():
             if (key := (*parts, *[lazy.spec.form for lazy in parts.values()])) not in checked:
                 _check_parts(self.label, module, parts)

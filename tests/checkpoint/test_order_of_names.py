@@ -10,7 +10,7 @@ import pytest
 from llmkit.checkpoint.order import in_order, sort_tensors
 
 STEMS = ["a", "a.b", "a.b2", "a.b10", "layers.2.mlp", "layers.10.mlp", "layers.10.mlp.gate", "layers.10.mlp_2", "z"]
-LEAVES = ["weight", "bias", "7", "9" * 400, "a1\n2", "a01", "b007.w", "weight_packed", "weight_scale", "w2", "w10", "gate", "qweight"]
+LEAVES = ["weight", "bias", "7", "9" * 400, "a1\n2", "a01", "b007.w", "packed", "w2", "w10", "gate"]
 
 
 def natural(name):
