@@ -59,7 +59,7 @@ def compare(
 ) -> Report:
     """Compare specs with the expected slots (both by tensor name)."""
     missing, extra, misshapen = mismatches(expected, specs, table)
-    ignored = tuple(name for name in specs if name not in expected and table.is_ignored(name))
+    ignored = tuple(name for name in _beyond(specs, expected) if table.is_ignored(name))
     problems = _missing(missing, extra, expected)
     if extra:
         problems.append(f"{counted(len(extra), 'tensor')} that the model does not have: {listing(extra)}")
@@ -79,10 +79,16 @@ def mismatches(
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Names of tensors that are missing, extra, and misshapen (see `Report`)."""
     return (
-        tuple(name for name, slot in expected.items() if name not in specs and not slot.is_optional),
-        tuple(name for name in specs if name not in expected and not table.is_ignored(name)),
+        tuple(name for name in _beyond(expected, specs) if not expected[name].is_optional),
+        tuple(name for name in _beyond(specs, expected) if not table.is_ignored(name)),
         tuple(name for name, slot in expected.items() if name in specs and specs[name].shape != slot.shape),
     )
+
+
+def _beyond(names: Mapping[str, object], others: Mapping[str, object]) -> list[str]:
+    """Those names, in order, that others do not have: of a hundred thousand often none."""
+    beyond = names.keys() - others.keys()
+    return [name for name in names if name in beyond] if beyond else []
 
 
 def _missing(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str, Slot]) -> list[str]:

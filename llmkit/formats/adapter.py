@@ -56,7 +56,7 @@ class Adapter:
     def __post_init__(self) -> None:
         checked: set[tuple[object, ...]] = set()
         for module, parts in self.modules.items():
-            if (key := (*parts, *[lazy.spec.form for lazy in parts.values()])) not in checked:
+            if (key := (*parts, *[lazy.shape for lazy in parts.values()])) not in checked:
                 _check_parts(self.label, module, parts)
                 checked.add(key)
 
@@ -131,7 +131,7 @@ def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
 
 def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:
     """Refuse tensors without elements: ZeRO-3 and FSDP leave them where shards are not gathered before saving."""
-    empty = [name for name, lazy in tensors.items() if not lazy.spec.numel]
+    empty = [name for name, lazy in tensors.items() if 0 in lazy.shape]
     if empty:
         raise InputError(
             f"{label}: {len(empty)} of its {len(tensors)} tensors are empty ({listing(empty, 2)}): shards of a "

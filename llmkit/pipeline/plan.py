@@ -149,10 +149,8 @@ class Plan:
         for origin, placements, rows, _ in self.steps:
             if id(rows) not in slices:
                 slices[id(rows)] = hashlib.sha256(repr(rows).encode()).hexdigest()
-            names = "\n".join([f"{p.index} {p.name}" for p in placements])
-            steps.update(f"{origin.fingerprint()}\n{names}\n{slices[id(rows)]}\n".encode())
-        for file in self.files:
-            steps.update(repr([*file.offsets.items()]).encode())
+            places = "\n".join([f"{p.index} {p.name} {p.file} {p.offset}" for p in placements])
+            steps.update(f"{origin.fingerprint()}\n{places}\n{slices[id(rows)]}\n".encode())
         body.append(steps.hexdigest())
         body += [[name, hashlib.sha256(data).hexdigest()] for name, data in self.small_files.items()]
         body += [[name, SourceFile(path).fingerprint()] for name, path in self.links.items()]

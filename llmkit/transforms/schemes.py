@@ -113,7 +113,9 @@ def assign_grids(
         layers = layers_of(ckpt, [name for name in layers.names if name not in odd], codec)
         weights = {name: lazy for name, lazy in weights.items() if name not in odd}
     if not codec.mixes_zeros and (layers.experts or len(distinct(schemes.values())) > 1):
-        schemes = {name: replace(s, symmetric=s.symmetric is not False) for name, s in schemes.items()}
+        each = {id(s): s for s in schemes.values()}
+        centred = {key: replace(s, symmetric=s.symmetric is not False) for key, s in each.items()}
+        schemes = {name: centred[id(s)] for name, s in schemes.items()}
     grids: dict[str, Grid] = {}
     words: Counter[str] = Counter()
     for scheme in distinct(schemes.values()):

@@ -39,7 +39,8 @@ def serving_notes(model: Model, matrices: Mapping[str, QuantizedMatrix]) -> list
         if part in _ROW_PARALLEL and matrix is not None and matrix.n_groups > 1 and matrix.n_groups % _USUAL_GPUS:
             cut[slot.name] = matrix.n_groups
     notes = []
-    unlike = [(parts, grids) for (_, parts), grids in kinds.items() if len(set(grids.values())) > 1]
+    several = [(parts, grids) for (_, parts), grids in kinds.items() if len(set(map(id, grids.values()))) > 1]
+    unlike = [(parts, grids) for parts, grids in several if len(set(grids.values())) > 1]
     if unlike:
         parts, grids = unlike[0]
         notes.append(
