@@ -17,6 +17,7 @@ from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench, Subject
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.extraction import matched_letter
+from llmkit.evaluation.protocol import Protocol, protocol_named, protocol_names
 from llmkit.evaluation.protocols.lm_eval import families
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 from llmkit.evaluation.statistics import Mean
@@ -64,7 +65,8 @@ def record_of(body: Fields, file: Path) -> RunRecord:
         present = _subjects(bench, scored)
         if present and bench.name not in benches:
             result = _bench_result(body, bench, present, leaves, samples)
-            benches[bench.name] = replace(result, protocol=protocol.name, average=protocol.average)
+            stated = _stated_protocol(body, bench, next(iter(present.values()))) or protocol
+            benches[bench.name] = replace(result, protocol=stated.name, average=stated.average)
     taken = {r.bench.task_name(s.name) for r in benches.values() for s in r.subjects}
     others = [name for name in leaves if name not in taken]
     config = body.object("config", {})
@@ -94,6 +96,13 @@ def record_of(body: Fields, file: Path) -> RunRecord:
         continuations={},
         samples={name: [_logged(s) for s in some] for name, some in samples.items()},
     )
+
+
+def _stated_protocol(body: Fields, bench: Bench, task: str) -> Protocol | None:
+    """The protocol that llmkit's own files name; lm-eval's name none."""
+    metadata = body.object("configs").object(task).body.get("metadata")
+    name = metadata.get("protocol") if isinstance(metadata, Mapping) else None
+    return protocol_named(bench, name) if isinstance(name, str) and name in protocol_names(bench.name) else None
 
 
 def _score_key(results: Fields) -> str:

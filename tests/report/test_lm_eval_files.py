@@ -71,13 +71,14 @@ def test_hashes_are_lm_evals(folder):
     assert sample["doc_hash"] == hash_string(json.dumps(sample["doc"], indent=2, ensure_ascii=False))
 
 
-@pytest.mark.parametrize("keeps_samples", [True, False])
-def test_it_is_read_back_as_it_was(record, keeps_samples, tmp_path):
+@pytest.mark.parametrize(("keeps_samples", "protocol"), [(True, "lm-eval"), (False, "original"), (False, "lm-eval")])
+def test_it_is_read_back_as_it_was(record, keeps_samples, protocol, tmp_path):
     record = record if keeps_samples else replace(record, samples={})
+    record = replace(record, benches={"mmlu": replace(record.benches["mmlu"], protocol=protocol)})
     format_for(tmp_path, "lm-eval").write(ReportInputs((record,)), tmp_path)
     again = read_record(tmp_path)
     ours, theirs = record.benches["mmlu"], again.benches["mmlu"]
-    assert (theirs.shots, theirs.missing) == (ours.shots, ours.missing)
+    assert (theirs.shots, theirs.missing, theirs.protocol) == (ours.shots, ours.missing, protocol)
     for a, b in zip(ours.subjects, theirs.subjects, strict=True):
         assert (a.subject, a.acc) == (b.subject, b.acc)
         assert [(q.choice, q.target) for q in a.questions] == [(q.choice, q.target) for q in b.questions]
