@@ -94,7 +94,7 @@ def codec_candidates(
         of_head = {head: usual} if head is not None else {}
         assigned = assign_grids(ckpt, codec, usual, {**recipe, **of_head}, keep, only)
         for name, lazy in assigned.weights.items():
-            if name in pinned and candidates[name]:
+            if name in pinned and name in candidates:
                 continue
             grid, dtype = assigned.grids[name], scale_dtype_of(ckpt, name, codec, wanted)
             matrix = quantized(Task(lazy, method, grid, dtype, name))

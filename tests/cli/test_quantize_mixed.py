@@ -104,6 +104,7 @@ def test_no_text_is_read_where_nothing_can_be_written(call, tiny, tmp_path, text
         (["--target-size", "1TB"], "is not larger than 1 TB as it is"),
         (["--target-size", "much"], "is not a number of bytes"),
         (["--target-bits", "12", "--method", "gptq"], "--method gptq needs second moments"),
+        (["--target-bits", "3", "--format", "gptq", "--head-bits", "8"], "does not get as small"),  # 130 rows: no words
     ],
 )
 def test_targets_that_cannot_be_are_refused(call, tiny, tmp_path, args, words):
