@@ -145,6 +145,15 @@ def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> 
         )
 
 
+def stacks_in_floats(ckpt: Checkpoint, only: Sequence[str]) -> list[str]:
+    """The stacks of matrices, which no layout of single ones holds; without a plugin those that `only` names."""
+    slots = ckpt.model.tensors() if ckpt.model is not None else None
+    stacks = [name for name, spec in ckpt.specs.items() if len(spec.shape) == 3]
+    if slots is None:
+        return [name for name in stacks if matches(name, only)]
+    return [name for name in stacks if name in slots and slots[name].stack]
+
+
 def spelled_for(ckpt: Checkpoint, codec: Codec) -> Checkpoint:
     """The float checkpoint with the names that its family has beside the quantized matrices of this layout."""
     inner = text_part(ckpt)

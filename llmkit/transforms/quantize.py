@@ -15,7 +15,7 @@ from llmkit.quantization.quality import Meter
 from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
-from llmkit.transforms.layers import GroupSize, spelled_for
+from llmkit.transforms.layers import GroupSize, spelled_for, stacks_in_floats
 from llmkit.transforms.recipe import Recipe, Scheme, recipe_attrs
 from llmkit.transforms.schemes import assign_grids, distinct
 from llmkit.transforms.storing import encoded_checkpoint
@@ -113,6 +113,12 @@ def quantize(
         tensors |= quantizer.changed()
     if chosen.layers.ignored:
         notes.append(f"linear layers kept as they are: {listing(chosen.layers.ignored)}")
+    if stacks := stacks_in_floats(ckpt, only):
+        share = sum(ckpt.specs[name].numel for name in stacks) / sum(spec.numel for spec in ckpt.specs.values())
+        notes.append(
+            f"experts in stacks stay in floats, {share:.0%} of all weights: {format} holds single matrices "
+            f"({listing(stacks, 1)})"
+        )
     grids = distinct(chosen.grids.values())
     step = {
         "transform": "quantize", **algorithm.attrs(), "format": format,

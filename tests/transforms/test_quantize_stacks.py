@@ -5,6 +5,7 @@ from __future__ import annotations
 import family_world as world
 import pytest
 import torch
+import transformers
 import vocab_world
 
 from llmkit.api import save
@@ -62,3 +63,25 @@ def test_a_layout_whose_reader_keeps_the_stacks_has_them(base):
     held = quantize(base, bits=4, group_size="channel", only=["*self_attn*"], method="rtn", format="gptq").tensors
     assert "model.layers.1.feed_forward.experts.gate_up_proj" in held
     assert not any("experts.2" in name for name in held)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "granitemoe"])
+def test_experts_that_stay_in_floats_are_said(tmp_path, family):
+    ckpt = open_checkpoint(world.written(tmp_path / "base", family, None))
+    n_all, n_stacked = (sum(t.spec.numel for t in ckpt.tensors.values() if len(t.shape) >= least) for least in (1, 3))
+    (said,) = [note for note in quantize(ckpt, bits=8, method="rtn").notes if "stacks" in note]
+    assert said.startswith(f"experts in stacks stay in floats, {n_stacked / n_all:.0%} of all weights")
+
+
+def test_stacks_that_only_names_are_said_without_a_plugin(tmp_path):
+    """JetMoe, which no plugin describes: of its experts only the router is a matrix."""
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "kv_channels": 8, "intermediate_size": 64}
+    config = transformers.JetMoeConfig(**sizes, num_key_value_heads=2, num_local_experts=4)
+    model = transformers.JetMoeForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    quantized = quantize(open_checkpoint(tmp_path / "base"), bits=8, only=["*mlp*"], method="rtn")
+    assert any("stay in floats" in note and "mlp.input_linear.weight" in note for note in quantized.notes)
+    save(quantized, tmp_path / "q")
+    with torch.no_grad():
+        theirs = world.by_transformers(tmp_path / "q", "eager")(IDS).logits
+    assert (theirs - model(IDS).logits).abs().max() < 1e-2
