@@ -109,7 +109,7 @@ def convert(
     def finish(_manifest: Mapping[str, Any]) -> Addition:
         counts = overflow.by_tensor()
         if counts:
-            out.warning(_overflow_text(counts, str(dtype or type_ or "f16")))
+            out.warning(_overflow_text(counts, None if dtype is None else str(dtype), type_ or "f16"))
         uncounted = overflow.uncounted()
         if uncounted:
             out.note(f"{len(uncounted)} tensors were written by the interrupted run; their overflow was not counted")
@@ -118,10 +118,14 @@ def convert(
     write(out, after, writing, finish=finish, findings=overflow.as_dict)
 
 
-def _overflow_text(counts: Mapping[str, int], dtype: str) -> str:
+def _overflow_text(counts: Mapping[str, int], dtype: str | None, type_: str) -> str:
+    """How many values do not fit the dtype (None: the type of a GGUF file), and which one they would."""
     worst = ", ".join(f"{name} ({n})" for name, n in list(counts.items())[:_N_WORST])
     more = f" and {len(counts) - _N_WORST} more" if len(counts) > _N_WORST else ""
     total = sum(counts.values())
     values = "1 value became" if total == 1 else f"{total} values became"
     tensors = "1 tensor" if len(counts) == 1 else f"{len(counts)} tensors"
-    return f"{values} infinite in {dtype}, in {tensors}: {worst}{more}; --dtype bfloat16 holds larger ones"
+    wider = f"--type {'bf16' if type_ == 'f16' else 'f32'}"
+    if dtype is not None:
+        wider = f"--dtype {'bfloat16' if dtype == 'float16' else 'float32'}"
+    return f"{values} infinite in {dtype or type_}, in {tensors}: {worst}{more}; {wider} holds larger ones"

@@ -144,7 +144,8 @@ def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec, wanted: DType | No
     if stored not in _FLOATS:
         raise SpecError(
             f"{name} is {stored.name}; expected float32, float16 or bfloat16 weights",
-            hint="llmkit convert MODEL --to hf --dtype bfloat16 -o OUT, then quantize that",
+            hint=f"llmkit convert MODEL --to hf --dtype {'float32' if stored is DType.F64 else 'bfloat16'} -o OUT, "
+            "then quantize that",
         )
     dtype = wanted or stored
     return dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]

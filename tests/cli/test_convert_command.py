@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -49,6 +50,27 @@ def test_overflow_is_reported_and_recorded(call, tiny, tmp_path):
     assert quiet.document["overflow"] == {"total": 0, "tensors": {}, "uncounted": []}
     assert quiet.err == ""
     assert all(torch.isfinite(x).all() for x in load_file(tmp_path / "wide/model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        (("--to", "hf", "--dtype", "bfloat16"), ("--dtype", "float32")),
+        (("--to", "gguf"), ("--type", "bf16")),
+        (("--to", "gguf", "--type", "bf16"), ("--type", "f32")),
+    ],
+)
+def test_the_dtype_that_is_named_holds_what_overflowed(call, tiny, tmp_path, narrow, wide):
+    state = load_file(tiny / "model.safetensors")
+    next(x for x in state.values() if x.dim() == 2)[0, 0] = 1e6 if wide[1] == "bf16" else 3.4e38
+    (tmp_path / "in").mkdir()
+    save_file(state, tmp_path / "in/model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "in/config.json").write_bytes((tiny / "config.json").read_bytes())
+    done = call("convert", tmp_path / "in", *narrow, "-o", tmp_path / "a")
+    assert f"; {' '.join(wide)} holds larger ones" in done.err
+    again = call("convert", tmp_path / "in", *narrow[:2], *wide, "-o", tmp_path / "b")
+    assert again.code == 0
+    assert "infinite" not in again.err
 
 
 def test_a_wrong_layout_leaves_nothing(call, tiny, tmp_path):
