@@ -91,7 +91,7 @@ def codec_candidates(
     specs, wanted = dict(ckpt.specs), model_dtype(ckpt.config)
     for bits in sorted(set(_BITS) & set(codec.bits)):
         usual = Scheme(bits, group_size, is_symmetric)
-        of_head = {head: usual} if head is not None else {}
+        of_head = {head: usual} if head is not None and head not in pinned else {}
         assigned = assign_grids(ckpt, codec, usual, {**recipe, **of_head}, keep, only)
         for name, lazy in assigned.weights.items():
             if name in pinned and name in candidates:

@@ -44,6 +44,15 @@ def test_a_recipe_and_the_head_by_its_bits(call, tiny, tmp_path):
     assert "--format gguf" in done.err
 
 
+def test_a_size_counts_the_head_with_the_bits_that_were_named(call, tiny, tmp_path):
+    args = ["--target-bits", "9", "--head-bits", "8", "--calibration", "none"]
+    done = call("quantize", tiny, *args, "-o", tmp_path / "q", "--json")
+    assert done.code == 0, done.err
+    found = done.document["allocation"]
+    assert found["nbytes"] == nbytes_of(tmp_path / "q")
+    assert [c["scheme"] for c in found["choices"] if c["role"] == "lm_head"] == ["8 bits"]
+
+
 @pytest.mark.parametrize("way", ["text", "none", "gptq"])
 def test_bits_for_a_target_are_chosen_and_met(call, tiny, tmp_path, text, way):
     """Also by a method that is named, and has no inputs of the head, which is chosen from as well."""
