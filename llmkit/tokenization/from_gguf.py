@@ -28,7 +28,7 @@ _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 _KINDS = {"llama": "sentencepiece", "gemma4": "merged_pieces", "gpt2": "byte_level", "rwkv": "byte_strings"}
 # Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
 # text is normalised.
-_IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4", "youtu")
+_IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
 _ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _IS_NORMALIZED = ("qwen2", "olmo", "deepseek-r1-qwen")
 

@@ -33,9 +33,6 @@ _DEEPSEEK = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )  # fmt: skip
-_EAST_ASIAN = (  # Hangul, punctuation, Bopomofo, and Han with kana, each apart
-    r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"
-)
 
 
 def _split(pattern: str) -> Step:
@@ -65,9 +62,6 @@ _STEPS: Mapping[str, Sequence[Step]] = {
     "qwen35": (_split(_WITH_MARKS), _bytes()), "seed-coder": (_split(_SEED), _bytes()),
     "tekken": (_split("|".join((*_CASED, r"\p{N}", _CASED_REST))), _bytes()),
     "gpt-4o": (_split("|".join((*(f"{c}{_ENGLISH}?" for c in _CASED), r"\p{N}{1,3}", _CASED_REST))), _bytes()),
-    "youtu": (
-        _split(_EAST_ASIAN), _split("|".join((*(f"{c}{_ENGLISH}?" for c in _CASED), r"\p{N}", _CASED_REST))), _bytes(),
-    ),
     "deepseek-v3": (*map(_split, _DEEPSEEK), _bytes()),
     "falcon": (
         {"type": "Punctuation", "behavior": "Contiguous"}, _bytes(use_regex=True), _digits(False),
