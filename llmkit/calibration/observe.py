@@ -148,7 +148,8 @@ def _node(
 
     def compute(context: Context) -> list[torch.Tensor]:
         stored = stage.block(layer, context).kept
-        return [stored[name].load() for name in names]
+        # No token reached an expert that is absent: nothing was seen of its inputs.
+        return [stored[name].load() if name in stored else torch.zeros(spec.shape) for name, spec in names.items()]
 
     inputs, attrs = [ckpt.tensors[slot.name] for slot in slots], {"layer": layer, **samples.attrs()}
     node = Whole("observe", inputs, list(names.values()), compute, attrs, peak_nbytes=lambda: peak)

@@ -99,7 +99,10 @@ def _read(
     stops = [until] if isinstance(until, str) else list(until)
     longest = int(next((arguments[name] for name in _LENGTH_NAMES if arguments.get(name) is not None), max_new))
     if longest >= max_length:
-        raise InputError(f"the task asks for {longest} new tokens, but the model takes {max_length} in all")
+        raise InputError(
+            f"the task asks for {longest} new tokens, but the model takes {max_length} in all",
+            hint="a larger --max-length, where the model has the context for it",
+        )
     temperature = float(arguments.get("temperature") or 0.0)
     if not arguments.get("do_sample", temperature > 0.0):
         temperature = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -134,6 +135,21 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path, model):
         observe(ckpt, SAMPLES, "folder")
     assert quantizer.read_of(TEXT) == SAMPLES
     assert quantizer.read_of(CalibrationText("other", "text")) is None
+
+
+def test_experts_that_no_token_reaches_have_statistics_of_nothing(tmp_path, model):
+    """And are quantized without: as if every input counted alike."""
+    ckpt = model("qwen3_moe")
+    few = replace(SAMPLES, n=1, length=8)
+    llmkit.save(observe(ckpt, few, "s.safetensors"), tmp_path / "s.safetensors")
+    known = open_statistics(tmp_path / "s.safetensors", ckpt)
+    slots = [slot for slot in linear(ckpt) if not known.of(slot).squares.any()]
+    assert slots
+    assert all(".experts." in slot.name for slot in slots)
+    made = quantize(ckpt, bits=4, method="mse", quantizer=StoredQuantizer(ckpt, known))
+    plain = quantize(ckpt, bits=4, method="mse")
+    name = slots[0].name.removesuffix("weight") + "weight_packed"
+    assert torch.equal(made.tensors[name].load(), plain.tensors[name].load())
 
 
 def test_second_moments_of_many_columns_are_whole_and_more_may_follow():
