@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 
+_MAX_NBYTES = 2**28  # of a file on disk, which a sparse one may have on no disk
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -33,17 +34,35 @@ class FileContent:
         return cls(data=(json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read(self) -> bytes:
-        """The bytes."""
+        """The bytes.
+
+        Raises:
+            InputError: the file cannot be read, or is no small one.
+        """
         if self.data is not None:
             return self.data
         if self.make is not None:
             return self.make()
         if self.path is None:
             return b""
+        self.require_small()
         try:
             return self.path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def require_small(self) -> None:
+        """Refuse a file that others would read whole.
+
+        Raises:
+            InputError: it is too long.
+        """
+        nbytes = self.path.stat().st_size if self.path is not None and self.path.is_file() else 0
+        if nbytes > _MAX_NBYTES:
+            raise InputError(
+                f"{self.path} is {nbytes} bytes long; a file beside the weights has at most {_MAX_NBYTES}",
+                hint="copy it from the model's source again, or move it out of the folder",
+            )
 
 
 def read_generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:

@@ -13,8 +13,9 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.templates import with_named_templates
 from llmkit.errors import InputError, LlmkitError, listing
+from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
-from llmkit.tokenization.checked import read_tokenizer_json, template_text, without_panic
+from llmkit.tokenization.checked import read_tokenizer_json, require_bounded, template_text, without_panic
 from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 
@@ -36,6 +37,8 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             f"{ckpt.label}: no tokenizer files",
             hint="copy tokenizer.json (or tokenizer.model) and tokenizer_config.json into the model's folder",
         )
+    for content in files.values():
+        content.require_small()
     settings = tokenizer_settings(files, ckpt.label)
     tokenizer = _from_pieces(files, settings, ckpt.label)
     if tokenizer is not None:
@@ -132,6 +135,8 @@ def _from_pieces(files: Mapping[str, FileContent], settings: Mapping[str, Any], 
 def _from_folder(folder: Path, label: str, settings: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (folder / "tokenizer.json").is_file():
+        require_bounded(read_object(folder / "tokenizer.json"), f"{label}: tokenizer.json")
     try:
         with without_panic():
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

@@ -49,7 +49,8 @@ def as_refusal(error: BaseException) -> LlmkitError | None:
                 f"too little memory: {first[0][:300] if first else 'an allocation failed'}",
                 hint="raise the limit (ulimit -v, the container's), close other programs, or use fewer --workers",
             )
-        if type(cause).__name__ == "PanicException":  # of Rust, in which tokenizers are; others read no files here
+        # Of Rust, in which tokenizers are, which raise no class of their own; others read no files here.
+        if type(cause) is Exception or type(cause).__name__ == "PanicException":
             return InputError(
                 f"the tokenizers library stops at the model's tokenizer files: {cause}",
                 hint="copy tokenizer.json from its source again; a step of it is wrong, or a pattern asks too much",

@@ -21,6 +21,8 @@ from llmkit.formats.json_text import parse_object
 from llmkit.formats.tokenizer_files import FileKind, names_of
 
 MOST_IDS = 10_000_000
+_MOST_PADDING = 2**20  # tokens: the library makes all of them
+_MOST_GROWTH = 1000  # thirty replacements of a letter by two make gigabytes of it
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Of tokenizer.json: steps, each an object or null; within them, lists of steps.
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -114,6 +116,24 @@ def _tokenizer(document: Mapping[str, Any], where: str) -> None:
         _expect(isinstance(document.get(key), dict | None), where, key, document.get(key), "an object")
     pad = (document.get("padding") or {}).get("pad_id")
     _expect(pad is None or is_id(pad), where, "padding.pad_id", pad, "a whole number")
+    require_bounded(document, where)
+
+
+def require_bounded(document: Mapping[str, Any], where: str) -> None:
+    """Refuse a tokenizer.json that makes gigabytes of a few words, of which the library dies.
+
+    Raises:
+        InputError: naming what does.
+    """
+    padding = document.get("padding")
+    padding = padding if isinstance(padding, dict) else {}
+    strategy = padding.get("strategy")
+    for width in (padding.get("pad_to_multiple_of"), strategy.get("Fixed") if isinstance(strategy, dict) else None):
+        is_width = width is None or (type(width) is int and 0 <= width <= _MOST_PADDING)
+        _expect(is_width, where, "a width of padding", width, f"at most {_MOST_PADDING}")
+    for key in ("normalizer", "decoder"):
+        times = round(_growth(document.get(key)))
+        _expect(times <= _MOST_GROWTH, where, f"the growth of a text by its {key}", times, f"at most {_MOST_GROWTH}")
 
 
 def _steps(value: Any, where: str, name: str) -> None:
@@ -128,6 +148,22 @@ def _steps(value: Any, where: str, name: str) -> None:
             pending += [(f"{name}.{key}", item) for item in inner]
         pattern = step.get("pattern")
         _expect(isinstance(pattern, dict | None), where, f"{name}.pattern", pattern, "an object")
+
+
+def _growth(value: Any) -> float:
+    """How many times as long a step, and those in it, can make a text of one character."""
+    pending, times, before = [value], 1.0, 0
+    while pending:
+        step = pending.pop()
+        if not isinstance(step, dict):  # said elsewhere
+            continue
+        pending += [inner for key in _STEP_LISTS if isinstance(step.get(key), list) for inner in step[key]]
+        content, prepend, pattern = step.get("content"), step.get("prepend"), step.get("pattern")
+        replaced = pattern.get("String", "") if isinstance(pattern, dict) else ""
+        if step.get("type") == "Replace" and isinstance(content, str) and isinstance(replaced, str):
+            times = min(times * max(1, len(content) / max(1, len(replaced))), 1e9)
+        before += len(prepend) if isinstance(prepend, str) else 0
+    return times * (1 + before)
 
 
 def _settings(document: Mapping[str, Any], where: str) -> None:

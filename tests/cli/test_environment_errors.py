@@ -42,6 +42,16 @@ def test_memory_is_found_behind_another_error() -> None:
     assert as_refusal(KeyError("x")) is None
 
 
+def test_what_the_tokenizers_library_refuses_is_no_bug() -> None:
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(Exception, match="UNK") as caught:
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]")).encode("b")
+    refusal = as_refusal(caught.value)
+    assert refusal is not None
+    assert "tokenizer files: WordLevel error" in refusal.message
+
+
 @pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOSPC])
 def test_the_file_system_refuses(code: int) -> None:
     refusal = as_refusal(OSError(code, os.strerror(code), "some/file"))

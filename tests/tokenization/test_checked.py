@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,3 +138,34 @@ def test_truncated_models_and_ranks(documents):
         use({"tokenizer.model": data[:n]})
     for line in (b"YQ== -5", b"YQ== 99999999999", b"YQ== 1 2", b"YQ== \xd9\xa1"):
         use({"tokenizer.model": b"YQ== 0\n" + line + b"\n"})
+
+
+_DOUBLED = {"type": "Replace", "pattern": {"String": "h"}, "content": "hh"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [_DOUBLED] * 30}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 10**6}] * 9}},
+        {"decoder": {"type": "Sequence", "decoders": [_DOUBLED] * 30}},
+        {"padding": {"strategy": {"Fixed": 2**40}, "pad_id": 0}},
+        {"padding": {"strategy": "BatchLongest", "pad_id": 0, "pad_to_multiple_of": 2**40}},
+    ],
+)
+def test_a_file_that_makes_gigabytes_of_a_word(documents, tmp_path, steps):
+    data = json.dumps(documents["byte level"] | steps).encode()
+    files = {"tokenizer.json": FileContent(data=data)}
+    with pytest.raises(InputError, match=r"m: tokenizer.json: .* expected at most"):
+        load_tokenizer(Checkpoint("m", {}, {}, files))
+    with pytest.raises(InputError, match=r"m: tokenizer.json: .* expected at most"):
+        read_tokenizer_json("tokenizer.json", data, "m: tokenizer.json")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_sparse_file_is_not_read(documents, tmp_path, name):
+    files = {"tokenizer.json": FileContent(data=json.dumps(documents["byte level"]).encode())}
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 2**36)
+    with pytest.raises(InputError, match="beside the weights has at most"):
+        load_tokenizer(Checkpoint("m", {}, {}, files | {name: FileContent(path=tmp_path / name)}))
