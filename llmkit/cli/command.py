@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 import typer
 
 from llmkit.cli import completion
+from llmkit.cli.environment_errors import require_folder
 from llmkit.cli.libraries import libraries
 from llmkit.cli.options import MAY_NAME_A_FILE, CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
@@ -114,6 +115,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         _offer_values(parameter)
 
     def run(**values: Any) -> None:
+        require_folder()
         called = values.pop("called")
         stated = _given(called)
         _require_numbers(called.command_path, stated, values)

@@ -7,6 +7,7 @@ long for the file system, a folder without permission.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 
 from llmkit.cli.packages import missing_package
@@ -36,6 +37,20 @@ def check_arguments(args: Sequence[str]) -> None:
                     f"argument {number} is not UTF-8 text: {arg!r}",
                     hint="use a terminal in UTF-8; a file of such a name has to be renamed",
                 ) from None
+
+
+def require_folder() -> None:
+    """Refuse to work in a folder that was deleted: no relative path leads anywhere, and torch's libraries do not load.
+
+    Raises:
+        InputError: it was.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the folder that you are in is not there any more: {error.strerror}", hint="cd to another folder"
+        ) from error
 
 
 def as_refusal(error: BaseException) -> LlmkitError | None:

@@ -120,3 +120,12 @@ def test_a_panic_of_tokenizers_is_an_error_of_the_files(tmp_path: Path, capsys: 
     made.save(str(tmp_path / "tokenizer.json"))
     assert main(["vocab", "info", str(tmp_path / "tokenizer.json"), "--text", str(tmp_path / "a.txt")]) == 2
     assert "the tokenizers library stops at the model's tokenizer files: " in capsys.readouterr().err
+
+
+def test_the_folder_that_one_is_in_is_gone(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["inspect", "m"]) == 2
+    assert "the folder that you are in is not there any more" in capsys.readouterr().err
+    assert main(["--version"]) == 0
