@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.errors import InputError
 
 _PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length is unknown
+_SPARSE_NBYTES = 1 << 26  # beyond it a file has to lie on the disk, where one that is compressed has a tenth of it
 _HINT = "give a text file in UTF-8"
 _GB_LETTERS = re.compile(rb"[\xa1-\xfe]{2}")
 _YAML_NBYTES = 1_000_000  # a description of sizes; the parser is slow, and recurses
@@ -31,9 +32,12 @@ def read_text(path: Path, *, hint: str | None = _HINT, max_nbytes: int | None = 
     try:
         fd = os.open(path.expanduser(), os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            mode, nbytes = os.fstat(fd).st_mode, os.fstat(fd).st_size
+            status = os.fstat(fd)
+            mode, nbytes = status.st_mode, status.st_size
             if max_nbytes is not None and nbytes > max_nbytes:
                 raise InputError(f"{path} is {nbytes} bytes long, expected at most {max_nbytes}", hint=hint)
+            if nbytes > _SPARSE_NBYTES and 512 * getattr(status, "st_blocks", nbytes) < nbytes // 100:
+                raise InputError(f"{path} is {nbytes} bytes long, next to none of them on the disk: no text", hint=hint)
             if stat.S_ISREG(mode):
                 data = file.readall()
             elif stat.S_ISFIFO(mode):

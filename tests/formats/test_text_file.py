@@ -70,3 +70,10 @@ def test_texts_in_other_encodings_are_named_with_the_command_that_converts(tmp_p
     command = caught.value.hint.removesuffix(", and give that").replace("utf8.txt", f"{tmp_path}/utf8.txt")
     subprocess.run(command, shell=True, check=True)
     assert read_text(tmp_path / "utf8.txt").startswith("从前有一座山")
+
+
+def test_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").touch()
+    os.truncate(tmp_path / "x.txt", 2**36)
+    with pytest.raises(InputError, match="next to none of them on the disk"):
+        read_text(tmp_path / "x.txt")
