@@ -44,7 +44,7 @@ from llmkit.cli import (
     verify,
     vocab,
 )
-from llmkit.cli.command import Interrupted, PipeClosed
+from llmkit.cli.command import Interrupted, PipeClosed, terminable
 from llmkit.cli.environment_errors import as_refusal, check_arguments
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.cli.terminal import open_streams
@@ -181,7 +181,8 @@ def run() -> NoReturn:
     gc.set_threshold(50_000, 20, 100)  # plans hold a million objects that live to the end
     if "--dry-run" in sys.argv:  # and it is near
         gc.disable()
-    code = main()
+    with terminable():  # a command is so by itself, but it has to be found and imported first
+        code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -51,7 +51,7 @@ _ENDS = tuple(s for s in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s 
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM, as batch systems send it before they kill, and SIGHUP of a lost terminal are taken as Ctrl-C.
 
     What is done is kept, and said. What is ignored (nohup) stays so.
@@ -132,7 +132,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
 
         try:
             out = Output(mode, common.verbose, stated).at_work(called.command_path)
-            with _terminable(), out.status_line, libraries(common.verbose), using(common.plugin or ()):
+            with terminable(), out.status_line, libraries(common.verbose), using(common.plugin or ()):
                 function(out, **values, **groups_by_name)
             try:
                 sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,13 @@ def test_the_folder_that_one_is_in_is_gone(tmp_path, monkeypatch, capsys) -> Non
     assert main(["inspect", "m"]) == 2
     assert "the folder that you are in is not there any more" in capsys.readouterr().err
     assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_before_the_command_begins(number: int) -> None:
+    program = (
+        f"import os, llmkit.cli.app as app\napp._commands = lambda: os.kill(os.getpid(), {int(number)})\napp.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "error: interrupted; nothing is kept" in done.stderr
