@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     for name, entry in header.items():
         spec, begin, end = _entry(path, name, entry, specs)
         spans.append((begin, end, name))
-        tensors[name] = Read(name, spec, source, 8 + n + begin).output()
+        tensors[name] = Lazy(Read(name, spec, source, 8 + n + begin))
     _check_coverage(path, spans, source.nbytes - 8 - n)
     return tensors, metadata
 

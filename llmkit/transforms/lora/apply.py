@@ -90,8 +90,9 @@ class Application:
             self.tensors.update(zeros)
         self._summarise(changed)
         same = self.ckpt.tensors
-        for name, tensor in [(name, t) for name, t in self.tensors.items() if same.get(name) is not t]:
-            self.tensors[name] = tensor.cast(self._stored_dtype(name, tensor))
+        for name, tensor in self.tensors.items():
+            if (old := same.get(name)) is not tensor and (old is None or old.spec.dtype is not tensor.spec.dtype):
+                self.tensors[name] = tensor.cast(self._stored_dtype(name, tensor))
         return self.tensors
 
     def _stored_dtype(self, name: str, tensor: Lazy) -> DType:
