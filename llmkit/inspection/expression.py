@@ -65,7 +65,9 @@ def _stored_name(folder: Path, tensor: str, stored: Container[str]) -> str:
         lazy = open_checkpoint(folder).tensors.get(tensor)
     except LlmkitError:
         return tensor
-    parts = [] if lazy is None else [read.name for read in lazy.reads() if read.name in stored]
+    reads = [] if lazy is None else lazy.reads()  # where a model is in several files, their names come first
+    keys = [key for read in reads for key in (read.name, f"{read.source.path.name}/{read.name}")]
+    parts = [key for key in keys if key in stored]
     if len(parts) > 1:
         raise InputError(
             f"{folder} holds {tensor} in parts, {listing(parts, 4)}", hint=f"llmkit explain {folder} {parts[0]}"
