@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from llmkit.architecture.slots import Slot
@@ -18,6 +19,8 @@ from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device, to_device
 from llmkit.tensors.lazy import Context
+
+_NO_TOKEN = "no token of the text reached them, so that all of their inputs count alike"
 
 
 class BlockQuantizer:
@@ -47,21 +50,22 @@ class BlockQuantizer:
         self._context.raise_if_stopped()
         tasks = [task for task in self._named(weights) if task.name not in self.errors]
         if tasks:
-            measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
-            self._observers.setdefault(tuple(weights), Observer(measured)).see(x, float_x)
+            self._observers.setdefault(tuple(weights), _observer(tasks)).see(x, float_x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         tasks = self._named(weights)
         if not tasks:
             return values
-        observer = self._observers.pop(tuple(weights), None)
         open_tasks = [task for task in tasks if task.name not in self.errors]
         owners = [
             0 if isinstance(task.method, BlockMethod) else (len(self.errors) + i) % self._ranks.n
             for i, task in enumerate(open_tasks)
         ]
-        statistics = self._ranks.summed(observer.statistics(), set(owners)) if observer is not None else None
-        if statistics is not None:
+        statistics = None
+        if open_tasks:
+            observer = self._observers.pop(tuple(weights), None) or _observer(open_tasks)
+            observer.see(values.new_empty((0, values.shape[1])))  # no token may have reached it
+            statistics = self._ranks.summed(observer.statistics(), set(owners))
             statistics = to_device(statistics, tasks[0].device)  # once for all: what is derived of them is shared
         for task, owner in zip(open_tasks, owners, strict=True):
             self._context.raise_if_stopped()
@@ -114,6 +118,11 @@ class BlockQuantizer:
             )
 
 
+def _observer(tasks: Sequence[Task]) -> Observer:
+    return Observer(frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks)))
+
+
 def _quantized(task: Task, statistics: Statistics | None) -> QuantizedRows:
     with exact_products():
-        return task.quantize(task.weight.load(), statistics)
+        rows = task.quantize(task.weight.load(), statistics)
+    return rows if statistics is None or statistics.n_tokens else replace(rows, note=_NO_TOKEN)

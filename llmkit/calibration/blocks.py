@@ -10,15 +10,21 @@ its layers are kept, in bfloat16.
 
 Sequences go through a block in chunks. A linear layer that gets a new weight is complete only when every chunk has
 reached it: the chunks before the last stop there, and start again later, with the weights that are settled by then. A
-model whose activations fit into one chunk passes through each block once.
+dense model whose activations fit into one chunk passes through each block once.
+
+The experts of a layer are seen beside each other, as many as `EXPERTS_NBYTES` hold second moments of: every chunk
+passes once for what they take, and once for what their last products take. They are complete when all chunks have
+passed, those of no token, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from itertools import cycle
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmkit.architecture.hooks import Layer, Weights
 from llmkit.architecture.slots import is_of_expert
@@ -30,7 +36,10 @@ from llmkit.lazy_imports import torch
 from llmkit.tensors.device import CPU
 
 CHUNK_NBYTES = 2**31
+EXPERTS_NBYTES = 2**30
 _PIECE_NBYTES = 2**26  # of activations: so few that memory is used again, and caches hold it
+
+_EXPERT = re.compile(r"\.experts\.(?:(\d+)\.)?")
 
 Inputs = Mapping[tuple[str, ...], "torch.Tensor"]
 """The inputs of each linear layer, [B, S, in] in bfloat16, by its weights."""
@@ -47,7 +56,8 @@ class BlockHook(Protocol):
         """
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
-        """All of their inputs were seen: what to compute with from now on, in place of `values`.
+        """All of their inputs were seen (none, of an expert that no token reached): what to compute with from now on,
+        in place of `values`.
 
         Both are the weights one below the other, [sum of out, in], in the compute dtype.
         """
@@ -132,21 +142,21 @@ class Blocks:
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, watch), index)
 
-            def passed(cut: slice) -> torch.Tensor:
+            def passed(cut: slice) -> torch.Tensor | None:
                 if float_inputs is not None:
                     watch.float_inputs = {weights: x[cut].flatten(0, -2) for weights, x in float_inputs.items()}
-                return self._through(layer, index, hidden, cut)
+                out = None
+                with suppress(_NotComplete):
+                    out = self._through(layer, index, hidden, cut)
+                return None if watch.ends_open() else out
 
-            for cut in cycle(cuts):
-                try:
-                    last, out = cut, passed(cut)
-                except _NotComplete:
-                    continue
-                break
-            hidden[last] = out
+            for last in cycle(cuts):
+                if (out := passed(last)) is not None:
+                    hidden[last] = out
+                    break
             for cut in cuts:
-                if cut is not last:
-                    hidden[cut] = passed(cut)
+                if cut is not last and (out := passed(cut)) is not None:
+                    hidden[cut] = out
             return hidden
 
     def outputs(self, index: int, hidden: torch.Tensor, weights: Weights, samples: list[int]) -> torch.Tensor:
@@ -173,12 +183,22 @@ class _NotComplete(Exception):
 
 
 class _Watching(Protocol):
+    def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
+        """The block has a linear layer of these weights."""
+
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute the layers of these weights with, whose inputs are x."""
 
 
+class _Place(NamedTuple):
+    """Linear layers that are looked at together: one, or those of a few experts that stand beside each other."""
+
+    name: str
+    part: int = 0
+
+
 class _Watch:
-    """Which linear layers of a block are settled.
+    """Which linear layers of a block are settled. One pass of a chunk looks at one place that is not: the open one.
 
     Attributes:
         float_inputs: the inputs of the layers in the float model, [tokens, in], for the chunk that passes.
@@ -186,9 +206,15 @@ class _Watch:
 
     def __init__(self, hook: BlockHook, n_chunks: int) -> None:
         self._hook, self._n_chunks = hook, n_chunks
-        self._n_seen: dict[tuple[str, ...], int] = {}
+        self._layers: dict[_Place, dict[tuple[str, ...], torch.Tensor]] = {}
+        self._n_passed: dict[_Place, int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
+        self._queues: dict[str, list[_Place]] = {}
+        self._open: _Place | None = None
         self.float_inputs: Inputs = {}
+
+    def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
+        self._layers.setdefault(_place(weights, values), {})[weights] = values
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute with.
@@ -196,15 +222,59 @@ class _Watch:
         Raises:
             _NotComplete: it is not known yet.
         """
-        if weights not in self._settled:
+        is_routed = is_of_expert(weights[0])
+        if self._open is None and is_routed:
+            # The same for every chunk, whichever experts its tokens reach; of some it may reach none.
+            self._open = next(iter(self._queue(weights[0])), None)
+        if weights in self._settled:
+            return self._settled[weights]
+        place = _place(weights, values)
+        self._open = self._open or place
+        if place == self._open:
             # Which tokens an expert gets is chosen anew in the quantized model: theirs cannot be told apart.
-            float_x = None if is_of_expert(weights[0]) else self.float_inputs.get(weights)
+            float_x = None if is_routed else self.float_inputs.get(weights)
             self._hook.see(weights, x.flatten(0, -2), float_x)
-            self._n_seen[weights] = self._n_seen.get(weights, 0) + 1
-            if self._n_seen[weights] < self._n_chunks:
-                raise _NotComplete
-            self._settled[weights] = self._hook.settle(weights, values)
+        if is_routed:
+            return values
+        if place != self._open or not self._is_complete(place):
+            raise _NotComplete
         return self._settled[weights]
+
+    def ends_open(self) -> bool:
+        """Whether a place was open in the pass that ends now; experts are complete after the pass of the last chunk."""
+        is_open = self._open is not None
+        if self._open is not None and is_of_expert(self._open.name):
+            self._is_complete(self._open)
+        self._open = None
+        return is_open
+
+    def _queue(self, weight: str) -> list[_Place]:
+        """The places of a layer's experts that are not settled, in their order: first what experts take."""
+        stem = _EXPERT.split(weight)[0]
+        if stem not in self._queues:
+            places = [place for place in self._layers if _EXPERT.split(place.name)[0] == stem != place.name]
+            order = list(dict.fromkeys(place.name for place in places))
+            self._queues[stem] = sorted(places, key=lambda place: (order.index(place.name), place.part))
+        return self._queues[stem]
+
+    def _is_complete(self, place: _Place) -> bool:
+        """Count a chunk at the open place; after the last settle that, and close it."""
+        self._n_passed[place] = self._n_passed.get(place, 0) + 1
+        if self._n_passed[place] < self._n_chunks:
+            return False
+        for weights, values in self._layers[place].items():
+            self._settled[weights] = self._hook.settle(weights, values)
+        if is_of_expert(place.name):
+            self._queue(place.name).remove(place)
+        self._open = None
+        return True
+
+
+def _place(weights: tuple[str, ...], values: torch.Tensor) -> _Place:
+    if (expert := _EXPERT.search(weights[0])) is None:
+        return _Place(weights[0])
+    n_beside = max(1, EXPERTS_NBYTES // (4 * values.shape[1] ** 2))
+    return _Place(_EXPERT.sub(".experts.", weights[0]), int(expert[1] or 0) // n_beside)
 
 
 class _Record:
@@ -220,6 +290,9 @@ class _Record:
     def __init__(self, n: int) -> None:
         self._n, self.rows = n, slice(0, n)
         self.inputs: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
+        pass
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if not is_of_expert(weights[0]):
@@ -246,7 +319,9 @@ class _Watched:
         return _Watched(self._weights.under(stem), self._watch, f"{self._stem}{stem}.")
 
     def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
-        return _WatchedLinear(layer, tuple(f"{self._stem}{name}.weight" for name in names), self._watch)
+        weights = tuple(f"{self._stem}{name}.weight" for name in names)
+        self._watch.made(weights, layer.weight)
+        return _WatchedLinear(layer, weights, self._watch)
 
 
 class _WatchedLinear(Linear):

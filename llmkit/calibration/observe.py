@@ -127,7 +127,9 @@ class ObserverHook:
         self._observers.setdefault(tuple(weights), Observer(self._measured)).see(x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
-        statistics = self._observers.pop(tuple(weights)).statistics()
+        observer = self._observers.pop(tuple(weights), None) or Observer(self._measured)
+        observer.see(values.new_empty((0, values.shape[1])))  # no token may have reached it
+        statistics = observer.statistics()
         with error_context(weights[0]):
             statistics.require_finite()
         statistics = to_device(statistics, CPU)
@@ -148,8 +150,7 @@ def _node(
 
     def compute(context: Context) -> list[torch.Tensor]:
         stored = stage.block(layer, context).kept
-        # No token reached an expert that is absent: nothing was seen of its inputs.
-        return [stored[name].load() if name in stored else torch.zeros(spec.shape) for name, spec in names.items()]
+        return [stored[name].load() for name in names]
 
     inputs, attrs = [ckpt.tensors[slot.name] for slot in slots], {"layer": layer, **samples.attrs()}
     node = Whole("observe", inputs, list(names.values()), compute, attrs, peak_nbytes=lambda: peak)

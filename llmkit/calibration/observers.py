@@ -34,14 +34,14 @@ class Observer:
         self._inputs: list[torch.Tensor] = []
 
     def see(self, x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
-        """Take in x [tokens, in]; sums are float32.
+        """Take in x [tokens, in], of any number of tokens; sums are float32.
 
         Args:
             float_x: the same inputs in the float model, for `cross_moments`; None: they do not differ. Both are
                 compared in its dtype, so that rounding is no difference.
         """
         self._n_tokens += len(x)
-        for start in range(0, len(x), _N_TOKENS):
+        for start in range(0, max(len(x), 1), _N_TOKENS):
             some, difference = x[start : start + _N_TOKENS], None
             if float_x is not None:
                 difference = float_x[start : start + _N_TOKENS].to(x.device).float() - some.to(float_x.dtype)
@@ -55,7 +55,7 @@ class Observer:
         if "squares" in self._measured:
             self._add("squares", x.square().sum(0))
         if "maxima" in self._measured:
-            largest = x.abs().amax(0)
+            largest = x.abs().amax(0) if len(x) else x.new_zeros(x.shape[1])
             known = self._sums.get("maxima")
             self._sums["maxima"] = largest if known is None else largest.maximum(known)
         if "inputs" in self._measured:

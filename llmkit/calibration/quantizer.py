@@ -8,6 +8,7 @@ interrupted run goes on behind the last whole block.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from typing import Any
 
 from llmkit.architecture.slots import Slot
 from llmkit.calibration.block_quantizer import BlockQuantizer
-from llmkit.calibration.blocks import CHUNK_NBYTES, Blocks
+from llmkit.calibration.blocks import CHUNK_NBYTES, EXPERTS_NBYTES, Blocks
 from llmkit.calibration.learning import BlockOutputError
 from llmkit.calibration.ranks import Ranks, Share
 from llmkit.calibration.samples import Samples
@@ -156,23 +157,30 @@ class CalibratedQuantizer:
     def peak_nbytes(self, task: Task) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
-        In float32 a block and its widest matrix five times over (the weight, its moments, their factors), and the
-        hidden states of all samples. Where it is compared with the float model, a block, the hidden states and, in
-        bfloat16, the inputs of layers of that, too; where it is learnt, the hidden states before it, and for each
-        weight what it is restored to, its gradient, what is learnt and the best of it. Where its inputs are scaled,
-        another block and hidden states.
+        In float32 the largest block and its widest matrix five times over (the weight, its moments, their factors),
+        the moments of the experts that are seen beside each other, and the hidden states of all samples. Where it is
+        compared with the float model, a block, the hidden states and, in bfloat16, the inputs of layers of that, too;
+        where it is learnt, the hidden states before it, and for each weight what it is restored to, its gradient, what
+        is learnt and the best of it. Where its inputs are scaled, another block and hidden states.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
         dims = self._ckpt.require_model().dims
-        block = sum(slot.numel for slot in self._slots.values() if slot.layer == 0)
+        of_layer, of_experts = Counter[int](), Counter[int]()
+        for slot in self._slots.values():
+            if slot.layer is not None:
+                of_layer[slot.layer] += slot.numel
+        for name, each in self._tasks.items():
+            if (layer := self._slots[name].layer) is not None and self._slots[name].is_of_expert:
+                of_experts[layer] += 4 * each.weight.shape[1] ** 2
+        block, moments = max(of_layer.values(), default=0), min(EXPERTS_NBYTES, max(of_experts.values(), default=0))
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
         n_copies, n_states = (7, 3) if self._learns else (3, 2) if self._changes or self._compares else (1, 1)
         widening = dims.ffn // dims.hidden
         inputs = 2 * hidden * (3 + widening) if self._compares else 0
         activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
-        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + inputs + activations
+        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + moments + inputs + activations
 
     def _plan(self) -> tuple[int, Any]:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]

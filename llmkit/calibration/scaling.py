@@ -144,7 +144,7 @@ class _Choosing:
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:
         fold = self._open(weights)
-        if fold is not None:
+        if fold is not None and fold in self._observers:  # without, no token reached it
             self.scales[fold] = self._choose(fold, self._observers.pop(fold))
         return values
 

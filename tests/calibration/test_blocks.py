@@ -24,6 +24,7 @@ class Recorder:
 
     def __init__(self, factor=1.0):
         self.observers: dict[str, Observer] = {}
+        self.settled: list[tuple[str, ...]] = []
         self.factor = factor
 
     def see(self, weights, x, float_x):
@@ -31,6 +32,7 @@ class Recorder:
             self.observers.setdefault(weight, Observer({"second_moments", "maxima"})).see(x)
 
     def settle(self, weights, values):
+        self.settled.append(weights)
         return values * self.factor
 
 
@@ -110,10 +112,13 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
             torch.testing.assert_close(ours.maxima, x.abs().amax(0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "bloom", "gpt2", "falcon", "rwkv", "chatglm2"])
+@pytest.mark.parametrize("name", ["llama", "bloom", "gpt2", "falcon", "rwkv", "chatglm2", "qwen3_moe", "deepseek3"])
 @pytest.mark.parametrize("factor", [1.0, 0.9])
-def test_chunks_give_what_the_whole_gives(name, factor):
-    """With weights that stay, and with weights that change as soon as their inputs are complete."""
+@pytest.mark.parametrize("experts_nbytes", [1, 2**30])
+def test_chunks_give_what_the_whole_gives(name, factor, experts_nbytes, monkeypatch):
+    """With weights that stay, and with weights that change as soon as their inputs are complete; of experts one is seen
+    at a time or all beside each other, and each chunk reaches others."""
+    monkeypatch.setattr("llmkit.calibration.blocks.EXPERTS_NBYTES", experts_nbytes)
     architecture = ARCHITECTURES[name]
     config = architecture.tiny_config()
     ckpt = random_checkpoint(architecture, config)
@@ -122,10 +127,14 @@ def test_chunks_give_what_the_whole_gives(name, factor):
     expected = passed(ckpt, ids, whole)
     found = passed(ckpt, ids, cut, chunk_nbytes=1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert cut.observers.keys() == whole.observers.keys()
     for weight, observer in whole.observers.items():
         mine, theirs = cut.observers[weight].statistics(), observer.statistics()
         assert mine.n_tokens == theirs.n_tokens
         torch.testing.assert_close(mine.second_moments, theirs.second_moments, rtol=1e-4, atol=1e-4)
+    assert cut.settled == whole.settled  # in one order: processes that share the samples add up what they saw
+    assert len(set(cut.settled)) == len(cut.settled)
+    assert set(whole.observers) <= {weight for weights in whole.settled for weight in weights}
 
 
 @pytest.mark.parametrize("chunk_nbytes", [1, 2**31])

@@ -15,6 +15,7 @@ import llmkit
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.observe import observe
 from llmkit.calibration.observers import Observer
+from llmkit.calibration.quantizer import CalibratedQuantizer
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.stored import StoredQuantizer
 from llmkit.calibration.texts import CalibrationText
@@ -148,8 +149,12 @@ def test_experts_that_no_token_reaches_have_statistics_of_nothing(tmp_path, mode
     assert all(".experts." in slot.name for slot in slots)
     made = quantize(ckpt, bits=4, method="mse", quantizer=StoredQuantizer(ckpt, known))
     plain = quantize(ckpt, bits=4, method="mse")
-    name = slots[0].name.removesuffix("weight") + "weight_packed"
-    assert torch.equal(made.tensors[name].load(), plain.tensors[name].load())
+    by_text = quantize(ckpt, bits=4, method="gptq", quantizer=CalibratedQuantizer(ckpt, few))
+    packed = {slot.name.removesuffix("weight") + "weight_packed" for slot in slots} & plain.tensors.keys()
+    assert packed
+    for name in packed:
+        assert torch.equal(made.tensors[name].load(), plain.tensors[name].load())
+        assert torch.equal(by_text.tensors[name].load(), plain.tensors[name].load())
 
 
 def test_second_moments_of_many_columns_are_whole_and_more_may_follow():

@@ -23,9 +23,10 @@ def command(model, text, out):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_two_processes_write_what_one_does(tmp_path, family):
     """And two that have too little to do say so once; both runs are of the same processes, which import torch once."""
-    model, text = world.written(tmp_path / "m", "llama", None), tmp_path / "text.txt"
+    model, text = world.written(tmp_path / "m", family, None), tmp_path / "text.txt"
     text.write_text("\n".join(vocab_world.ENGLISH) * 4)
     assert main(command(model, text, tmp_path / "one")) == 0
     runs = command(model, text, tmp_path / "two"), [*command(model, text, tmp_path / "three"), "--samples", "1"]
