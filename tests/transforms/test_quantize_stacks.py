@@ -13,12 +13,14 @@ from llmkit.calibration.quantizer import CalibratedQuantizer
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.load import load_decoder
 from llmkit.inspection.comparison import compare
 from llmkit.quantization.codec import folder_codec
 from llmkit.transforms.convert import convert
 from llmkit.transforms.layers import spelled_for
 from llmkit.transforms.quantize import quantize
+from llmkit.transforms.recipe import Scheme
 
 pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
 IDS = torch.arange(3, 27).view(2, 12)
@@ -85,3 +87,20 @@ def test_stacks_that_only_names_are_said_without_a_plugin(tmp_path):
     with torch.no_grad():
         theirs = world.by_transformers(tmp_path / "q", "eager")(IDS).logits
     assert (theirs - model(IDS).logits).abs().max() < 1e-2
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="experts are dequantized by transformers 5")
+@pytest.mark.parametrize("n_experts", [2, 8])
+def test_experts_on_a_grid_of_their_own_are_read_by_transformers(tmp_path, n_experts):
+    """Whether there are more of them than other layers or fewer."""
+    architecture = world.ARCHITECTURES["qwen3_moe"]
+    sizes = {"num_experts": n_experts, "num_experts_per_tok": 1, "mlp_only_layers": [0]}
+    base = random_checkpoint(architecture, architecture.tiny_config() | sizes)
+    quantized = quantize(base, bits=4, group_size="channel", method="rtn", recipe={"*experts*": Scheme(8, "channel")})
+    save(quantized, tmp_path / "q")
+    ours = load_decoder(open_checkpoint(tmp_path / "q"))(IDS)
+    with torch.no_grad():
+        theirs = world.by_transformers(tmp_path / "q", "eager")(IDS).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    mixed = quantize(base, bits=4, group_size="channel", method="rtn", recipe={"*down*": Scheme(8, "channel")})
+    assert any("reads all experts by one grid, and these have int4" in note for note in mixed.notes)

@@ -202,11 +202,12 @@ class CompressedTensors(FolderCodec):
     def describe(
         self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
     ) -> dict[str, Any]:
-        # The most frequent kind has the class where it can, the others the names of their modules, which go first.
+        # The first kind has the class where it can, the others the names of their modules, which go before it. It is the
+        # most frequent one, or that of experts: transformers reads all of them by the first group that names a class.
         named: dict[tuple[Grid, bool], list[str]] = {}
         for module, matrix in matrices.items():
             named.setdefault((matrix.grid, matrix.order is not None), []).append(module)
-        ranked = sorted(named, key=lambda kind: -len(named[kind]))
+        ranked = sorted(named, key=lambda kind: (not any(".experts." in m for m in named[kind]), -len(named[kind])))
         targets = [["Linear"] if are_all and i == 0 else named[kind] for i, kind in enumerate(ranked)]
         # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
@@ -241,6 +242,10 @@ class CompressedTensors(FolderCodec):
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         notes, grids = [], {matrix.grid for matrix in matrices.values()}
+        of_experts = {matrices[name].grid for name in experts if name in matrices}
+        if len(of_experts) > 1:
+            words = " and ".join(sorted(map(str, of_experts)))
+            notes.append(f"transformers 5 reads all experts by one grid, and these have {words}: llmkit reads them")
         if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
             notes.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
         elif any(not matrices[name].grid.is_symmetric for name in experts if name in matrices):
