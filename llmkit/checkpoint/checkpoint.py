@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
@@ -30,9 +30,7 @@ from llmkit.layouts.opening import open_foreign
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import TensorSpec
 
-if TYPE_CHECKING:
-    from llmkit.checkpoint.classification import Classification
-
+T = TypeVar("T")
 _COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
 _COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
@@ -142,11 +140,15 @@ class Checkpoint:
         return sum(n * spec.nbytes for spec, n in self.spec_counts.items())
 
     @cached_property
-    def contents(self) -> Classification:
-        """What it is: a model, a delta, an adapter (`llmkit.checkpoint.classification`)."""
-        from llmkit.checkpoint.classification import classify
+    def _known(self) -> dict[Callable[[Checkpoint], Any], Any]:
+        return {}
 
-        return classify(self)
+    def once(self, compute: Callable[[Checkpoint], T]) -> T:
+        """What `compute` gives of this checkpoint, computed when it is asked for first."""
+        if compute not in self._known:
+            self._known[compute] = compute(self)
+        known: T = self._known[compute]
+        return known
 
     def derive(
         self,

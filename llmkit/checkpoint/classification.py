@@ -68,6 +68,10 @@ def quantization_of(ckpt: Checkpoint) -> Quantization | None:
 
 def classify(ckpt: Checkpoint) -> Classification:
     """What a checkpoint is. Reads no tensor data but a few values of norms, which tell a delta from a model."""
+    return ckpt.once(_classified)
+
+
+def _classified(ckpt: Checkpoint) -> Classification:
     where = shlex.quote(str(ckpt.origin or ckpt.label))
     return _delta(ckpt, where) or _adapter(ckpt, where) or _weights(ckpt, where)
 
@@ -139,9 +143,9 @@ def open_model(model: str | Path, *, force: bool) -> Checkpoint:
     """
     ckpt = open_checkpoint(model)
     forced = replace(ckpt, history=(*ckpt.history, _ASSUMED))
-    if not force or ckpt.contents.kind == forced.contents.kind:
+    if not force or classify(ckpt).kind == classify(forced).kind:
         return ckpt
-    warning = f"forced: {ckpt.label} is {ckpt.contents.words}; it is taken for a model"
+    warning = f"forced: {ckpt.label} is {classify(ckpt).words}; it is taken for a model"
     return replace(forced, warnings=(*forced.warnings, warning))
 
 
@@ -155,7 +159,7 @@ def require_model(ckpt: Checkpoint, use: str, *, floats: bool = False) -> Checkp
     Raises:
         RequirementError: it is something else, named with the command that works on it.
     """
-    contents = ckpt.contents
+    contents = classify(ckpt)
     if contents.kind != "model":
         raise RequirementError(f"{ckpt.label} is {contents.words}; {use} wants a model", hint=contents.hint)
     if floats and contents.quantization is not None:

@@ -135,7 +135,8 @@ def test_the_folder_that_one_is_in_is_gone(tmp_path, monkeypatch, capsys) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_before_the_command_begins(number: int) -> None:
     program = (
-        f"import os, llmkit.cli.app as app\napp._commands = lambda: os.kill(os.getpid(), {int(number)})\napp.run()"
+        f"import os, signal, llmkit.cli.app as app\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it\n"
+        f"app._commands = lambda: os.kill(os.getpid(), {int(number)})\napp.run()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130

@@ -32,7 +32,7 @@ class Held(Read):
     def __init__(self, data: torch.Tensor) -> None:
         self.data = data
         self.specs = (TensorSpec(DType.of(data.dtype), tuple(data.shape)),)
-        self.inputs, self.n_rows, self.row_step = (), data.shape[0], 1
+        self.strides = None
 
     def evaluate(self, rows, context):
         return (self.data[rows[0] : rows[1]],)

@@ -202,8 +202,8 @@ class CompressedTensors(FolderCodec):
     def describe(
         self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
     ) -> dict[str, Any]:
-        # The first kind has the class where it can, the others the names of their modules, which go before it. It is the
-        # most frequent one, or that of experts: transformers reads all of them by the first group that names a class.
+        # The first kind has the class where it can, the others the names of their modules, which go before it. It is
+        # the most frequent, or that of experts: transformers reads all of them by the first group that names a class.
         named: dict[tuple[Grid, bool], list[str]] = {}
         for module, matrix in matrices.items():
             named.setdefault((matrix.grid, matrix.order is not None), []).append(module)

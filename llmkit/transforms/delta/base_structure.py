@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.classification import MARKER_NAME
+from llmkit.checkpoint.classification import MARKER_NAME, classify
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
@@ -131,7 +131,7 @@ def _family(base: Checkpoint, delta: Checkpoint, profile: Profile | None) -> lis
 
 
 def _delta_as_base(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
-    contents = base.contents
+    contents = classify(base)
     if contents.kind == "delta":
         message = f"{base.label} is a delta itself ({contents.words}); the first argument is the base model"
         return [Finding("refuse", "delta_as_base", message, "llmkit delta apply BASE DELTA -o OUT", can_force=False)]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.classification import MARKER_NAME, require_model
+from llmkit.checkpoint.classification import MARKER_NAME, classify, require_model
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import RequirementError, listing
 from llmkit.tensors.lazy import Lazy
@@ -133,9 +133,9 @@ def make(
 
 
 def _check_kinds(base: Checkpoint, delta: Checkpoint) -> None:
-    if base.contents.kind != "delta":  # the check of the base says that the two are swapped
+    if classify(base).kind != "delta":  # the check of the base says that the two are swapped
         require_model(base, "delta apply", floats=True)
-    contents = delta.contents
+    contents = classify(delta)
     if contents.kind not in ("delta", "model") or contents.quantization is not None:
         raise RequirementError(
             f"{delta.label} is {contents.words}; delta apply wants a delta of float weights",
