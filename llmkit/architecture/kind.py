@@ -36,6 +36,9 @@ class Kind:
     string_keys: ClassVar[tuple[str, ...]] = ()
     """Fields in which a bare string is the name of a config key."""
 
+    needs_layers_before: ClassVar[str] = ""
+    """What a layer takes of those before it besides their output, so that none is computed alone; empty for nothing."""
+
     def bind(self, config: Mapping[str, Any]) -> Self:
         """The same kind with the values of one config."""
         return bind_fields(self, config, self.string_keys)

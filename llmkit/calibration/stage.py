@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.architecture.hooks import Weights
 from llmkit.calibration.blocks import Blocks
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.decoder.load import load_blocks
+from llmkit.decoder.load import load_blocks, require_single_blocks
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
@@ -45,6 +45,9 @@ class BlockStage:
     Attributes:
         done: blocks that are computed.
         n_windows: how many there are, as soon as the text was read; None before.
+
+    Raises:
+        RequirementError: a layer takes more of those before it than what comes out of the last.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class BlockStage:
         compute: Compute,
         device: str = CPU,
     ) -> None:
+        if ckpt.model is not None:
+            require_single_blocks(ckpt.model, ckpt.label)
         self.device = device
         self._ckpt, self._windows, self._plan, self._compute = ckpt, windows, plan, compute
         self._guard = threading.Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.architecture.kind import linear_slots, under
 from llmkit.architecture.kinds import Kind, LayerNorm, SlotShape
@@ -57,6 +57,7 @@ class GeneralizedDelta(Kind):
     head_norm: LayerNorm
     is_first: bool = False
     position: Kind = FirstValues()
+    needs_layers_before: ClassVar[str] = "the values of the first"
 
     def words(self, dims: Sizes) -> str:
         return f"heads {dims.heads} × {dims.head_dim}"

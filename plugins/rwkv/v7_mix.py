@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
 
 from .mix import empty_state, shifted
@@ -83,11 +82,6 @@ def build_layer(kind: GeneralizedDelta, dims: Sizes, weights: Weights, index: in
 
     def layer(x: torch.Tensor, table: dict[str, torch.Tensor], cache: Cache) -> torch.Tensor:
         if not kind.is_first:
-            if "values" not in table:
-                raise RequirementError(
-                    "RWKV-7's layers cannot be computed one by one: all need the values of the first",
-                    hint="quantize without calibration: --method rtn, or mse",
-                )
             return cache.recur(index, run, torch.cat([x, table["values"]], -1))
         x, table["values"] = cache.recur(index, run, x).split(hidden, -1)
         return x

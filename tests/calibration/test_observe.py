@@ -138,6 +138,13 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path, model):
     assert quantizer.read_of(CalibrationText("other", "text")) is None
 
 
+def test_layers_that_take_more_than_hidden_states_are_refused_with_the_plan(model):
+    ckpt = model("rwkv7")
+    for plan in (lambda: observe(ckpt, SAMPLES, "s.safetensors"), lambda: CalibratedQuantizer(ckpt, SAMPLES)):
+        with pytest.raises(RequirementError, match="as all take the values of the first"):
+            plan()
+
+
 def test_experts_that_no_token_reaches_have_statistics_of_nothing(tmp_path, model):
     """And are quantized without: as if every input counted alike."""
     ckpt = model("qwen3_moe")
