@@ -27,11 +27,13 @@ from itertools import cycle
 from typing import NamedTuple, Protocol
 
 from llmkit.architecture.hooks import Layer, Weights
+from llmkit.architecture.model import Model
 from llmkit.architecture.slots import is_of_expert
 from llmkit.decoder.kv import KVCache
 from llmkit.decoder.language_model import require_in_vocabulary
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
+from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.device import CPU
 
@@ -43,6 +45,19 @@ _EXPERT = re.compile(r"\.experts\.(?:(\d+)\.)?")
 
 Inputs = Mapping[tuple[str, ...], "torch.Tensor"]
 """The inputs of each linear layer, [B, S, in] in bfloat16, by its weights."""
+
+
+def require_single_blocks(model: Model, label: str) -> None:
+    """Refuse a model of which no block can be computed alone.
+
+    Raises:
+        RequirementError: a block takes more of those before it than what comes out of the last.
+    """
+    if needed := next((block.needs_layers_before for block in model.blocks if block.needs_layers_before), ""):
+        raise RequirementError(
+            f"{label}: its layers cannot be computed one by one, as all take {needed}",
+            hint="quantize without a text: --calibration none",
+        )
 
 
 class BlockHook(Protocol):
@@ -71,10 +86,22 @@ class Blocks:
         weights: of the decoder.
         ids: [B, S] tokens, no padding.
         chunk_nbytes: memory for the activations of the sequences that are computed at a time.
+        experts_nbytes: for the second moments of the experts that are seen beside each other.
+
+    Raises:
+        RequirementError: as of `require_single_blocks`.
     """
 
-    def __init__(self, decoder: Decoder, weights: Weights, ids: torch.Tensor, chunk_nbytes: int = CHUNK_NBYTES) -> None:
-        self._decoder, self.weights, self.ids = decoder, weights, ids
+    def __init__(
+        self,
+        decoder: Decoder,
+        weights: Weights,
+        ids: torch.Tensor,
+        chunk_nbytes: int = CHUNK_NBYTES,
+        experts_nbytes: int = EXPERTS_NBYTES,
+    ) -> None:
+        require_single_blocks(decoder.model, "the model")
+        self._decoder, self.weights, self.ids, self._experts_nbytes = decoder, weights, ids, experts_nbytes
         dims = decoder.model.dims
         per_sequence = 4 * ids.shape[1] * (5 * dims.hidden + 3 * max(dims.ffn, dims.hidden))
         self._n_rows = max(chunk_nbytes // per_sequence, 1)
@@ -138,7 +165,7 @@ class Blocks:
             float_inputs: what `recorded` gave of the hidden states in the float model: the hook sees them, too.
         """
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
-        watch = _Watch(hook, len(cuts))
+        watch = _Watch(hook, len(cuts), self._experts_nbytes)
         with torch.inference_mode():
             layer = self._decoder.layer(_Watched(self.weights, watch), index)
 
@@ -204,8 +231,8 @@ class _Watch:
         float_inputs: the inputs of the layers in the float model, [tokens, in], for the chunk that passes.
     """
 
-    def __init__(self, hook: BlockHook, n_chunks: int) -> None:
-        self._hook, self._n_chunks = hook, n_chunks
+    def __init__(self, hook: BlockHook, n_chunks: int, experts_nbytes: int) -> None:
+        self._hook, self._n_chunks, self._experts_nbytes = hook, n_chunks, experts_nbytes
         self._layers: dict[_Place, dict[tuple[str, ...], torch.Tensor]] = {}
         self._n_passed: dict[_Place, int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
@@ -214,7 +241,7 @@ class _Watch:
         self.float_inputs: Inputs = {}
 
     def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
-        self._layers.setdefault(_place(weights, values), {})[weights] = values
+        self._layers.setdefault(self._place(weights, values), {})[weights] = values
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute with.
@@ -228,7 +255,7 @@ class _Watch:
             self._open = next(iter(self._queue(weights[0])), None)
         if weights in self._settled:
             return self._settled[weights]
-        place = _place(weights, values)
+        place = self._place(weights, values)
         self._open = self._open or place
         if place == self._open:
             # Which tokens an expert gets is chosen anew in the quantized model: theirs cannot be told apart.
@@ -269,12 +296,11 @@ class _Watch:
         self._open = None
         return True
 
-
-def _place(weights: tuple[str, ...], values: torch.Tensor) -> _Place:
-    if (expert := _EXPERT.search(weights[0])) is None:
-        return _Place(weights[0])
-    n_beside = max(1, EXPERTS_NBYTES // (4 * values.shape[1] ** 2))
-    return _Place(_EXPERT.sub(".experts.", weights[0]), int(expert[1] or 0) // n_beside)
+    def _place(self, weights: tuple[str, ...], values: torch.Tensor) -> _Place:
+        if (expert := _EXPERT.search(weights[0])) is None:
+            return _Place(weights[0])
+        n_beside = max(1, self._experts_nbytes // (4 * values.shape[1] ** 2))
+        return _Place(_EXPERT.sub(".experts.", weights[0]), int(expert[1] or 0) // n_beside)
 
 
 class _Record:

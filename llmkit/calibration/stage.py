@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architecture.hooks import Weights
-from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.blocks import Blocks, require_single_blocks
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.decoder.load import load_blocks, require_single_blocks
+from llmkit.decoder.load import load_blocks
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores

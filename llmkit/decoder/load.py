@@ -85,24 +85,8 @@ def load_blocks(ckpt: Checkpoint, *, device: str = "cpu") -> tuple[Decoder, Weig
 
     Raises:
         RequirementError, SpecError: as of `load_decoder`.
-        RequirementError: as of `require_single_blocks`.
     """
-    decoder, weights = _loaded(ckpt, "float32", device, None, True)
-    require_single_blocks(decoder.model, ckpt.label)
-    return decoder, weights
-
-
-def require_single_blocks(model: Model, label: str) -> None:
-    """Refuse a model of which no block can be computed alone.
-
-    Raises:
-        RequirementError: a block takes more of those before it than what comes out of the last.
-    """
-    if needed := next((block.needs_layers_before for block in model.blocks if block.needs_layers_before), ""):
-        raise RequirementError(
-            f"{label}: its layers cannot be computed one by one, as all take {needed}",
-            hint="quantize without a text: --calibration none",
-        )
+    return _loaded(ckpt, "float32", device, None, True)
 
 
 def _loaded(

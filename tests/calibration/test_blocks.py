@@ -115,17 +115,16 @@ def test_inputs_are_those_that_hooks_in_transformers_see(architecture):
 @pytest.mark.parametrize("name", ["llama", "bloom", "gpt2", "falcon", "rwkv", "chatglm2", "qwen3_moe", "deepseek3"])
 @pytest.mark.parametrize("factor", [1.0, 0.9])
 @pytest.mark.parametrize("experts_nbytes", [1, 2**30])
-def test_chunks_give_what_the_whole_gives(name, factor, experts_nbytes, monkeypatch):
+def test_chunks_give_what_the_whole_gives(name, factor, experts_nbytes):
     """With weights that stay, and with weights that change as soon as their inputs are complete; of experts one is seen
     at a time or all beside each other, and each chunk reaches others."""
-    monkeypatch.setattr("llmkit.calibration.blocks.EXPERTS_NBYTES", experts_nbytes)
     architecture = ARCHITECTURES[name]
     config = architecture.tiny_config()
     ckpt = random_checkpoint(architecture, config)
     ids = random_ids(architecture, config).repeat(3, 1)[:5]
     whole, cut = Recorder(factor), Recorder(factor)
-    expected = passed(ckpt, ids, whole)
-    found = passed(ckpt, ids, cut, chunk_nbytes=1)
+    expected = passed(ckpt, ids, whole, experts_nbytes=experts_nbytes)
+    found = passed(ckpt, ids, cut, chunk_nbytes=1, experts_nbytes=experts_nbytes)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert cut.observers.keys() == whole.observers.keys()
     for weight, observer in whole.observers.items():

@@ -10,9 +10,11 @@ from goldens import GOLDEN, error, golden
 
 import llmkit.api
 from llmkit.architecture.registry import default_registry
+from llmkit.calibration.blocks import Blocks
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
+from llmkit.decoder.load import load_blocks
 from llmkit.errors import InputError, RequirementError
 from llmkit.transforms.convert import convert
 
@@ -103,12 +105,8 @@ def test_version_7_gives_what_its_own_code_gave(tmp_path):
 
 
 def test_layers_of_version_7_are_not_computed_one_by_one():
-    decoder = load_decoder(golden("rwkv7-goose")[0])
-    ids, cache = torch.arange(5)[None], decoder.new_cache()
-    table = decoder.tables(ids, cache.begin(ids, None), cache)[decoder.position_kind(1)]
-    _, second = decoder._layers
-    with pytest.raises(RequirementError, match="all need the values of the first"):
-        second[1](torch.zeros(1, 5, 32), table, cache)
+    with pytest.raises(RequirementError, match="all take the values of the first"):
+        Blocks(*load_blocks(golden("rwkv7-goose")[0]), torch.arange(5)[None])
 
 
 def published_5(name):
