@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -230,7 +231,8 @@ class Architecture:
     def tiny_config(self, variant: str | None = None) -> dict[str, Any]:
         """The config of the tiny model, or of one of its variants; None takes a key away, NULL states null."""
         changes = self.variants[variant] if variant is not None else {}
-        return {k: None if v is NULL else v for k, v in {**self.tiny, **changes}.items() if v is not None}
+        # Classes of transformers add defaults to the rotary parameters that they are given.
+        return {k: None if v is NULL else deepcopy(v) for k, v in {**self.tiny, **changes}.items() if v is not None}
 
 
 _RECENT: deque[Model] = deque(maxlen=4)
