@@ -194,6 +194,7 @@ def test_the_language_model_of_a_model_of_images_has_them_one_by_one(tmp_path):
     quantized = open_checkpoint(tmp_path / "q")
     assert any(name.endswith("layers.1.feed_forward.experts.2.gate_proj.weight_packed") for name in quantized.tensors)
     with quiet_transformers(), torch.no_grad():
-        model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "q", attn_implementation="eager")
+        options = {"attn_implementation": "eager", "dtype": torch.float32}
+        model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "q", **options)
         theirs = model.eval().language_model(input_ids=ids).logits
     torch.testing.assert_close(load_decoder(dequantized(quantized))(ids), theirs, atol=2e-5, rtol=2e-5)
