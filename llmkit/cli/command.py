@@ -14,11 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from llmkit.cli import completion
 from llmkit.cli.environment_errors import require_folder
@@ -71,6 +74,23 @@ class PipeClosed(Exception):
     """The reader of stdout has gone (`| head`). Typer would make it the exit code 1, which means another thing here."""
 
 
+class _Sectioned(TyperCommand):
+    """A command whose help text shows options under the titles of their groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            title = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
+            if "--help" in param.opts:
+                title = CommonOptions.title
+            shown = param.get_help_record(ctx)
+            if shown is not None:
+                sections.setdefault(title, []).append(shown)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 @dataclass(frozen=True)
 class Command:
     """A function that the command line calls, and what its help text shows besides its docstring."""
@@ -83,7 +103,9 @@ class Command:
         """Register it with a program or a group of commands."""
         examples = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in self.examples)
         text = inspect.getdoc(self.function) or ""
-        register = app.command(self.name, help=text, short_help=text.partition("\n")[0], epilog=examples)
+        register = app.command(
+            self.name, cls=_Sectioned, help=text, short_help=text.partition("\n")[0], epilog=examples
+        )
         register(_flatten(self.function))
 
 
@@ -101,6 +123,7 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, type] = {"": CommonOptions}
     parameters = [inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    titled: list[inspect.Parameter] = []  # options of the function's own that stand below those of a group
     for p in inspect.signature(function).parameters.values():
         hint = hints[p.name]
         if hint is Output:
@@ -108,9 +131,12 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         if isinstance(hint, type) and is_dataclass(hint):
             groups[p.name] = hint
         else:
-            parameters.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
-    for group in (*list(groups.values())[1:], CommonOptions):
+            is_titled = any(isinstance(a, OptionInfo) and a.rich_help_panel for a in get_args(hint))
+            own = titled if is_titled else parameters
+            own.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+    for group in list(groups.values())[1:]:
         parameters += _options(group)
+    parameters += [*titled, *_options(CommonOptions)]
     for parameter in parameters:
         _offer_values(parameter)
 
@@ -200,16 +226,27 @@ def _has_path(kind: Any) -> bool:
 
 def _options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    title = getattr(group, "title", None)
     return [
         inspect.Parameter(
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if f.default is MISSING else f.default,
-            annotation=hints[f.name],
+            annotation=hints[f.name] if f.default is MISSING else _under(title, hints[f.name]),
         )
         for f in fields(group)
         if f.init
     ]
+
+
+def _under(title: str | None, hint: Any) -> Any:
+    """The annotation of an option that help texts show under a title."""
+    kind, *about = get_args(hint)
+    titled = [copy(a) if isinstance(a, OptionInfo) else a for a in about]  # groups share options
+    for option in titled:
+        if isinstance(option, OptionInfo):
+            option.rich_help_panel = title
+    return Annotated[(kind, *titled)]
 
 
 def _offer_values(parameter: inspect.Parameter) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 class SelectionOptions:
     """What of the benchmarks is scored."""
 
+    title: ClassVar = "Questions and prompts"
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The published CSV files, or a task's data set (default: from the hub)."),

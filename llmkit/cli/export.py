@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import ParityReport
 
+_CACHE = "Cache of keys and values"  # a title in the help text
 _NEXT = "llmkit generate {out} PROMPT"
 
 
@@ -37,15 +38,15 @@ def export(
     writing: WriteOptions,
     grids: GridOptions,
     to: Annotated[str, typer.Option(metavar="onnx", help="The format to export to.")] = "onnx",
-    weights: Annotated[
-        str | None,
+    bits: Annotated[
+        int | None,
         typer.Option(
-            metavar="link|copy",
-            help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
-            "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). "
-            "Default: link for files of which most is used, copy for the rest.",
+            metavar="4|8",
+            help="Quantize the linear layers to so many bits (default: floats). Layers that are quantized already keep "
+            "their grid, unless it has more bits.",
         ),
     ] = None,
+    dtype: DtypeOption = "float32",
     attention: Annotated[
         str | None,
         typer.Option(
@@ -57,26 +58,35 @@ def export(
             "attention takes a prompt in several calls.",
         ),
     ] = None,
-    dtype: DtypeOption = "float32",
+    provider: Annotated[
+        str, typer.Option(metavar="cpu|cuda", autocompletion=completion.providers, help="What the graph shall run on.")
+    ] = "cpu",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="link|copy",
+            help="link: the graph refers to the model's own files, which OUT shares (reflinks where the disk can, else "
+            "hard links). copy: OUT has weights of its own (onnx.checker refuses hard links, runtimes take them). "
+            "Default: link for files of which most is used, copy for the rest.",
+        ),
+    ] = None,
     via: Annotated[
         str | None,
         typer.Option(metavar="optimum", help="Let Optimum trace transformers' model: where no plugin describes it."),
     ] = None,
-    provider: Annotated[
-        str, typer.Option(metavar="cpu|cuda", autocompletion=completion.providers, help="What the graph shall run on.")
-    ] = "cpu",
-    bits: Annotated[
-        int | None,
+    no_check: Annotated[
+        bool,
         typer.Option(
-            metavar="4|8",
-            help="Quantize the linear layers to so many bits (default: floats). Layers that are quantized already keep "
-            "their grid, unless it has more bits.",
+            "--no-check",
+            help="Neither compare the folder's logits with the torch decoder's, nor read what is linked to hash it for "
+            "verify.",
         ),
-    ] = None,
+    ] = False,
     embedding_bits: Annotated[
         int | None,
         typer.Option(
             metavar="4|8|16",
+            rich_help_panel=GridOptions.title,
             help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats "
             "(default: 8 with --bits).",
         ),
@@ -85,6 +95,7 @@ def export(
         bool,
         typer.Option(
             "--qdq",
+            rich_help_panel=GridOptions.title,
             help="Write DequantizeLinear and MatMul, which every runtime reads, in place of MatMulNBits, to which ONNX "
             "Runtime fuses them.",
         ),
@@ -93,6 +104,7 @@ def export(
         int | None,
         typer.Option(
             metavar="0|1|4",
+            rich_help_panel=GridOptions.title,
             help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
             "fast), 1 float32, 0 as the compute dtype.",
         ),
@@ -101,6 +113,7 @@ def export(
         str | None,
         typer.Option(
             metavar="int8",
+            rich_help_panel=_CACHE,
             help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
             "(default: the compute dtype).",
         ),
@@ -111,18 +124,11 @@ def export(
             "--calibration",
             "--calibrate",  # as it was called once
             metavar="FILE",
+            rich_help_panel=_CACHE,
             help="A text whose first 2048 tokens tell the ranges of keys and values (default: the checkpoint's own "
             "scales, or a text that llmkit brings).",
         ),
     ] = None,
-    no_check: Annotated[
-        bool,
-        typer.Option(
-            "--no-check",
-            help="Neither compare the folder's logits with the torch decoder's, nor read what is linked to hash it for "
-            "verify.",
-        ),
-    ] = False,
 ) -> None:
     """Export a model to ONNX, built from its architecture: fused attention, weights left in the files they are in.
 

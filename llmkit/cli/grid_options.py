@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -34,6 +34,18 @@ def _globs(option: str, help: str) -> Any:
 class GridOptions:
     """The options of every command that puts weights on a grid, besides `--bits`."""
 
+    title: ClassVar = "Grids and rounding"
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.quantization_methods,
+            help="How weights are rounded: rtn to nearest, mse on the grid with the least squared error, hqq with zero "
+            "points of the least sparse error, awq after inputs are scaled, gptq with later columns taking up earlier "
+            "errors, signround as is learnt for each block, gptq-signround (best) from what gptq makes (default: mse; "
+            "gptq where quantize reads a text).",
+        ),
+    ] = None
     group_size: Annotated[
         str,
         typer.Option(
@@ -53,17 +65,6 @@ class GridOptions:
     ] = None
     keep: Annotated[list[str] | None, _globs("--keep", "Leave modules in floats (may be repeated).")] = None
     only: Annotated[list[str] | None, _globs("--only", "Quantize these modules (may be repeated).")] = None
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=completion.quantization_methods,
-            help="How weights are rounded: rtn to nearest, mse on the grid with the least squared error, hqq with zero "
-            "points of the least sparse error, awq after inputs are scaled, gptq with later columns taking up earlier "
-            "errors, signround as is learnt for each block, gptq-signround (best) from what gptq makes (default: mse; "
-            "gptq where quantize reads a text).",
-        ),
-    ] = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class GridOptions:
 class MixedPrecisionOptions:
     """The options of a command that gives matrices grids of their own."""
 
+    title: ClassVar = "Bits by matrix"
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -156,6 +158,7 @@ class MixedPrecisionOptions:
 class TextOptions:
     """The options of every command that measures the inputs of layers while the model reads a text."""
 
+    title: ClassVar = "Calibration"
     calibration: Annotated[
         str | None,
         MAY_NAME_A_FILE,

@@ -1,10 +1,13 @@
-"""Every option that more than one command takes, declared once: one name, one meaning."""
+"""Every option that more than one command takes, declared once: one name, one meaning.
+
+A group of options may have a `title`, under which help texts show those that are not required.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -79,6 +82,7 @@ JsonPath = Annotated[
 class FolderOptions:
     """The options of every command that writes a folder."""
 
+    title: ClassVar = "Writing"
     output: OutputOption
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tensor, write nothing.")] = False
     overwrite: Annotated[
@@ -117,6 +121,7 @@ class WriteOptions(FolderOptions):
 class ComputeOptions:
     """The options of every command that computes a model."""
 
+    title: ClassVar = "Computing"
     dtype: DtypeOption = "float32"
     device: DeviceOption = "cpu"
     backend: BackendOption = "auto"
@@ -161,6 +166,7 @@ class ComputeOptions:
 class ScalingOptions:
     """The options of a command whose work is cut up, or done elsewhere."""
 
+    title: ClassVar = "Batches, parts, servers"
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -197,6 +203,7 @@ class ScalingOptions:
 class ChatOptions:
     """The options of every command that puts prompts in a chat format."""
 
+    title: ClassVar = "Chat format"
     chat: Annotated[
         bool, typer.Option("--chat", help="Put prompts in the model's chat format (its template, or its family's).")
     ] = False
@@ -222,6 +229,7 @@ class ChatOptions:
 class GateOptions:
     """The options of every command whose scores may decide a CI job."""
 
+    title: ClassVar = "Thresholds"
     fail_under: Annotated[
         str | None,
         typer.Option(
@@ -255,6 +263,7 @@ class GateOptions:
 class CommonOptions:
     """The options of every command."""
 
+    title: ClassVar = "For every command"
     json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the bare answer, and errors.")] = False
     verbose: Annotated[

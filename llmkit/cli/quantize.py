@@ -88,6 +88,7 @@ def quantize(
         typer.Option(
             metavar="N",
             min=0,
+            rich_help_panel=GridOptions.title,
             help="How long signround and best learn each block (default: 200; 1000 for fewer than 4 bits).",
         ),
     ] = None,
@@ -95,6 +96,7 @@ def quantize(
         bool | None,
         typer.Option(
             "--act-order/--no-act-order",
+            rich_help_panel=GridOptions.title,
             help="Whether --method gptq groups columns by how large their inputs are, and stores the group of each "
             "(desc_act) (default: no).",
         ),

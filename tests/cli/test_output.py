@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -140,6 +141,21 @@ def test_every_command_has_help_examples_and_the_common_options(call):
             wanted += [] if path in (("delta", "xor"), ("delta", "decrypt")) else ["--max-shard-size", "--force"]
             assert all(option in text for option in wanted), path
     assert f"pass at most (default: {BATCH_TOKENS}, " in " ".join(help_text(("eval",)).split())
+
+
+@pytest.mark.parametrize(("command", "first"), [("quantize", "--bits --format -o"), ("export", "--bits --dtype -o")])
+def test_the_options_that_are_asked_for_stand_first_and_the_others_below_their_titles(command, first):
+    from llmkit.cli.reference import help_text
+
+    sections = re.findall(r"^(\w.*):\n((?:  .*\n|\n(?=  -))+)", help_text((command,)), re.M)
+    options = {title: re.findall(r"^  (-\S+?),? ", text, re.M) for title, text in sections}
+    assert [*options][-1] == "For every command"
+    assert options["For every command"] == ["--json", "-q", "-v", "--plugin", "-h"]
+    assert set(first.split()) <= set(options["Options"])
+    assert len(options["Options"]) < 10
+    assert options["Writing"][0] == "--dry-run"
+    assert options["Grids and rounding"][0] == "--method"
+    assert sum(map(len, options.values())) == len({o for listed in options.values() for o in listed})
 
 
 def test_reference_replaces_only_its_part():
