@@ -100,7 +100,13 @@ ARCHITECTURE = Architecture(
     ),
     head=Head(tied=Key("tie_word_embeddings", False)),
     names=NAMES,
-    fixed={**latent.ONE_KEY_EACH, "norm_topk_prob": False, "scoring_func": "softmax", "moe_layer_freq": 1},
+    fixed={
+        **latent.ONE_KEY_EACH,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "moe_layer_freq": 1,
+        "mlp_bias": False,
+    },
     unused=(*NOT_COMPUTED, "n_group", "topk_group"),  # where the choice is not limited
     gguf=GGUF,
     tiny={**TINY, "topk_method": "greedy"},

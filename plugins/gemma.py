@@ -66,6 +66,7 @@ ARCHITECTURE = Architecture(
         position=Rope(),
         mlp=GatedMLP(Computed(_activation)),
     ),
+    fixed={"use_bidirectional_attention": False},
     unused=("hidden_activation",),  # of releases of transformers between those that read `hidden_act`
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,

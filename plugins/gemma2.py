@@ -100,6 +100,7 @@ ARCHITECTURE = Architecture(
     dims=DIMS,
     embedding=EMBEDDING,
     block=PerLayer(_block),
+    fixed={"use_bidirectional_attention": False},
     unused=("hidden_act",),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),
     names=NAMES,

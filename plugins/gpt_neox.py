@@ -45,8 +45,13 @@ ARCHITECTURE = Architecture(
         mlp=PlainMLP(Key("hidden_act", "gelu")),
         residual=Computed(lambda config: Parallel() if lookup(_IS_PARALLEL, config) else PreNorm()),
     ),
-    # Not read by the class, which has keys of its own; some releases of transformers write both.
-    fixed={"rope_theta": Key(_THETA, 10000.0), "partial_rotary_factor": Key(_SHARE, 0.25)},
+    # The class has keys of its own for these; some releases of transformers write both. Of `head_dim`, transformers 5
+    # makes rotary positions, and heads of another width.
+    fixed={
+        "rope_theta": Key(_THETA, 10000.0),
+        "partial_rotary_factor": Key(_SHARE, 0.25),
+        "head_dim": Computed(lambda config: config["hidden_size"] // config["num_attention_heads"]),
+    },
     names=Names(
         embed="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",

@@ -63,6 +63,7 @@ GRANITE_MOE = replace(
     block=replace(BLOCK, mlp=EXPERTS),
     names=replace(NAMES, slots=_SLOTS),
     gguf=_GGUF,
+    fixed={"position_embedding_type": "rope"},  # transformers 4 writes it
     unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),
     tiny={**_TINY, "num_local_experts": 4, "num_experts_per_tok": 2},
     variants={"defaults": GRANITE.variants["defaults"], "biases": {"attention_bias": True, "num_experts_per_tok": 1}},

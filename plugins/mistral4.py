@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.experts import Router
 from llmkit.architecture.gguf import Metadata
-from llmkit.architecture.keys import Key
+from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, PerLayer, Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Stacked
@@ -71,7 +71,10 @@ ARCHITECTURE = replace(
     dims=latent.dims({"expert_ffn": Key("moe_intermediate_size", 2048)}, nope=64, kv_rank=256, q_rank=1024),
     block=PerLayer(_block),
     names=replace(NAMES, slots={**_SLOTS, **_STACKED}),
-    fixed=latent.ONE_KEY_EACH,
+    fixed={  # transformers makes its rotary positions of `head_dim`
+        **latent.ONE_KEY_EACH,
+        "head_dim": Computed(lambda config: config.get("qk_nope_head_dim", 64) + config.get("qk_rope_head_dim", 64)),
+    },
     gguf=of_v3(GGUF, arch="mistral4", read=_read, write=_write, refuses=_refuses, claims=None),
     unused=(*NOT_COMPUTED, "rope_*.partial_rotary_factor", "rope_*.max_position_embeddings"),
     tiny={

@@ -144,9 +144,9 @@ def unread_keys(
     refused, unknown = [], []
     harmless = [_any_of(patterns) for patterns in (unused, _HARMLESS) if patterns]
     for path, value in _left(config, read, ""):
-        if any(pattern.match(path) for pattern in harmless):
-            continue
         wanted = {**_FIXED, **fixed}.get(path, _ANYTHING)
+        if wanted is _ANYTHING and any(pattern.match(path) for pattern in harmless):
+            continue
         wanted = lookup(wanted, config) if isinstance(wanted, Key | Computed) else wanted
         if wanted is _ANYTHING:
             if path not in _NEUTRAL or value != _NEUTRAL[path]:

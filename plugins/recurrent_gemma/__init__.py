@@ -4,7 +4,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import (
     Block,
@@ -73,7 +73,6 @@ ARCHITECTURE = Architecture(
         hidden=Key("hidden_size", 2560),
         layers=Key("num_hidden_layers", 26),
         heads=Key("num_attention_heads", 10),
-        head_dim=DERIVED,
         ffn=Computed(lambda config: config.get("intermediate_size", 7680) // 2),
         vocab=Key("vocab_size", 256000),
         extra={"lru": Computed(_lru), "lru_part": Computed(_part), "kernel": Key("conv1d_width", 4)},
@@ -82,7 +81,7 @@ ARCHITECTURE = Architecture(
     block=PerLayer(_block),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=Key("logits_soft_cap", 30.0)),
     unused=(
-        *("*w_init_variance_scale", "rope_*", "partial_rotary_factor", "attention_bias", "_block_types", "head_dim"),
+        *("*w_init_variance_scale", "rope_*", "partial_rotary_factor", "attention_bias", "_block_types"),
         *("attention_window_size", "embeddings_scale_by_sqrt_dim"),
     ),
     names=Names(
@@ -109,6 +108,9 @@ ARCHITECTURE = Architecture(
     },
     variants={
         "defaults": {"num_hidden_layers": 3, "block_types": None, "num_key_value_heads": None, "conv1d_width": 2},
-        "wide": {"lru_width": 48, "attention_bias": True, "logits_soft_cap": 5.0, "tie_word_embeddings": False},
+        "wide": {
+            "lru_width": 48, "head_dim": 16, "attention_bias": True, "logits_soft_cap": 5.0,
+            "tie_word_embeddings": False,
+        },
     },
 )  # fmt: skip

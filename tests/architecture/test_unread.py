@@ -42,6 +42,11 @@ def test_nothing_is_said_of_the_families_own_configs(name):
         assert (left.refused, left.unknown) == ((), ()), variant
 
 
+def test_nothing_is_said_of_what_is_computed_anyway():
+    for name, keys in (("gpt_neox", {"head_dim": 8}), ("granitemoe", {"position_embedding_type": "rope"})):
+        assert model_warnings(checkpoint(name, **keys)) == []
+
+
 def test_an_unknown_key_is_said_by_what_computes(tmp_path):
     ckpt = checkpoint(clip_qkv=8.0, rope_scaling={"rope_type": "linear", "factor": 2.0, "mscale": 2.0})
     (said,) = model_warnings(ckpt)
@@ -64,6 +69,12 @@ def test_an_unknown_key_is_said_by_what_computes(tmp_path):
         ("gpt_neox", {"rope_theta": 5e5}, "rope_theta is 500000.0, and gpt_neox models are computed with 10000"),
         ("rwkv", {"attention_hidden_size": 64}, "attention_hidden_size is 64, and rwkv models are computed with 32"),
         ("stablelm", {"rotary_scaling_factor": 2.0}, "rotary_scaling_factor is 2.0"),
+        ("gpt_neox", {"head_dim": 16}, "head_dim is 16, and gpt_neox models are computed with 8"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("granitemoe", {"position_embedding_type": "nope"}, "position_embedding_type is 'nope'"),
+        ("deepseek2", {"mlp_bias": True}, "mlp_bias is True, and deepseek2 models are computed with False"),
+        ("mistral4", {"head_dim": 8}, "head_dim is 8, and mistral4 models are computed with 16"),
+        ("minimax_m2", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
     ],
 )
 def test_a_key_that_changes_the_numbers_is_refused(name, keys, words):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Theirs:
     Attributes:
         logits: [2, N_TOKENS, vocab] in float32.
         tensors: what it would save.
-        rounding: how far its logits are from its own in float64, relative to the largest; 0 if not asked for.
+        rounding: how far its logits are from its own that are rounded otherwise, relative to the largest; 0 if not
+            asked for.
     """
 
     logits: torch.Tensor
@@ -103,22 +104,20 @@ def their_model(
     with torch.inference_mode():
         ids = ids_of(int(model.get_input_embeddings().weight.shape[0]))
         logits = model(ids, use_cache=False).logits
-        try:
-            exact = model.double()(ids, use_cache=False).logits if is_exact else logits
-        except RuntimeError:  # a class that mixes its own dtypes in: how much weights that are rounded otherwise change
-            exact = _rounded_otherwise(model)(ids, use_cache=False).logits
-    return Theirs(logits, stored, relative(logits, exact))
+        others = list(_rounded_otherwise(model, ids)) if is_exact else []
+    return Theirs(logits, stored, max((relative(logits, other) for other in others), default=0.0))
 
 
-def _rounded_otherwise(model: Any) -> Any:
-    """In float32, each weight the number above it or below it."""
-    model.float().load_state_dict(
-        {
-            name: torch.nextafter(w, w + torch.randn(w.shape, generator=torch.Generator().manual_seed(7)))
-            for name, w in model.state_dict().items()
-        }
-    )
-    return model
+def _rounded_otherwise(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits with each weight the float32 above it or below it, and in float64 where the class can."""
+    stated = {name: w.clone() for name, w in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(7)
+    near = {n: torch.nextafter(w, w + torch.randn(w.shape, generator=generator)) for n, w in stated.items()}
+    model.load_state_dict(near)
+    yield model(ids, use_cache=False).logits
+    model.load_state_dict(stated)
+    with suppress(RuntimeError):  # a class that mixes its own dtypes in
+        yield model.double()(ids, use_cache=False).logits
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
