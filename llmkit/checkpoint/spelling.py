@@ -37,9 +37,12 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     if architecture.names.respelled:
         tensors = {_respelled(name, architecture.names): lazy for name, lazy in tensors.items()}
     tensors = single_experts(tensors, architecture.names)
-    if not architecture.names.prefix:
-        return dict(tensors), []
     prefix, table = architecture.names.prefix, NameTable(architecture.names)
+    if (outer := _outer(tensors, table)) is not None:
+        tensors = {name.removeprefix(outer): lazy for name, lazy in tensors.items()}
+        return tensors, [f"{len(tensors)} names are read without {outer!r}, which they all begin with"]
+    if not prefix:
+        return dict(tensors), []
     renamed: dict[str, Lazy] = {}
     changed = []
     for name, lazy in tensors.items():
@@ -55,6 +58,16 @@ def in_family_names(tensors: Mapping[str, Lazy], config: Mapping[str, Any]) -> t
     return renamed, [
         f"{len(changed)} names are read with {prefix!r} before them, as the family has it ({listing(changed, 1)})"
     ]
+
+
+def _outer(tensors: Mapping[str, Lazy], table: NameTable) -> str | None:
+    """What every name begins with that the family's do not: a module that trained the model as a part of its own."""
+    first = next(iter(tensors), "")
+    for outer in (first[: i + 1] for i, letter in enumerate(first) if letter == "."):
+        outside = (n for n in tensors if table.slot(n) or not n.startswith(outer) or not table.slot(n[len(outer) :]))
+        if next(outside, None) is None:
+            return outer
+    return None
 
 
 def _respelled(name: str, names: Names) -> str:

@@ -75,7 +75,8 @@ def left_unread(folder: Path, tensors: Mapping[str, Lazy]) -> list[str]:
         return []
     read = {chosen.name, *(r.source.path.name for r in reads_below(lazy.origin for lazy in tensors.values()))}
     indexes = [name for name in INDEX_NAMES if (folder / name).is_file()]
-    return [name for name in [*indexes, *(p.name for p in _loose(folder))] if name not in read]
+    graphs = sorted(p.name for p in folder.glob("*.onnx"))
+    return [name for name in [*indexes, *(p.name for p in _loose(folder)), *graphs] if name not in read]
 
 
 def weight_set(folder: Path) -> Path | None:

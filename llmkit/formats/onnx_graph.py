@@ -6,7 +6,9 @@ it every tensor that lies in a file of its own is inside the graph's folder and 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_NBYTES = 2**31 - 1
 _REMEDY = "export the model again"
+_BITS = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8}  # of types whose names do not say it
 # Operators whose inputs and attributes are looked at by their places.
 _LEAST_INPUTS = {"MatMulNBits": 3, "GatherBlockQuantized": 3, "DequantizeLinear": 2, "Reshape": 2}
 _NEEDED = {"MatMulNBits": ("K", "N")}
@@ -86,7 +89,31 @@ def place_of(path: Path, tensor: onnx.TensorProto) -> tuple[Path, int]:
             f"{file} has {file.stat().st_size} bytes, but {tensor.name} ends at byte {offset + length}",
             hint=f"the file was cut short or replaced: {_REMEDY}",
         )
+    wanted = nbytes_of(tensor)
+    if "length" in entries and wanted is not None and length != wanted:
+        raise InputError(
+            f"{path}: {tensor.name} is stated as {length} bytes of {location}; its shape and type have {wanted}",
+            hint=_REMEDY,
+        )
     return file, offset
+
+
+def nbytes_of(tensor: onnx.TensorProto) -> int | None:
+    """The bytes of a tensor's data outside the graph, by its shape and element type; None for one without a size."""
+    bits = bits_of(kind_of(tensor.data_type))
+    return None if bits is None else -(-math.prod(tensor.dims) * bits // 8)
+
+
+def bits_of(kind: str) -> int | None:
+    """The bits of an element, by the name of its type; None for one without a size (text)."""
+    width = re.match(r"[A-Z]+(\d+)", kind)
+    return int(width[1]) if width else _BITS.get(kind)
+
+
+def kind_of(number: int) -> str:
+    """The name of an element type; the number itself where it has none."""
+    types = onnx.TensorProto.DataType
+    return types.Name(number) if number in types.values() else str(number)
 
 
 def nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

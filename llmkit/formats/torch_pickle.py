@@ -187,14 +187,16 @@ def _storages(top: Any) -> list[StorageRef]:
 
 
 def _tensor_dict(path: Path, top: Any) -> dict[str, TensorRef]:
-    value = top
+    value, found = top, dict[str, TensorRef]()
     for _ in range(_MAX_NESTING):
         if not isinstance(value, dict):
             break
         tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorRef)}
-        if tensors:
-            return tensors
+        # Around the model a training state may have tensors of its own: of random numbers, of the step.
+        found = tensors if len(tensors) > len(found) else found
         value = next((value[k] for k in _NESTING if isinstance(value.get(k), dict)), None)
+    if found:
+        return found
     if isinstance(top, dict):
         keys = [(key if isinstance(key, str) else repr(key))[:80] for key in top if not isinstance(key, int)]
         raise InputError(

@@ -15,7 +15,7 @@ _HEADS = (
     (b"lmgg", "GGML of before GGUF"), (b"fmgg", "GGML of before GGUF"),
     (b"algg", "an adapter of llama.cpp from before GGUF"),
 )  # fmt: skip
-_OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite", ".onnx")
+_OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite")
 # What programs that only run models make of them: how a file or folder is named, whose it is.
 _RUNTIMES = (
     ("*.engine", "TensorRT"), ("*.plan", "TensorRT"), ("openvino_*.xml", "OpenVINO"), ("openvino_*.bin", "OpenVINO"),
@@ -96,6 +96,7 @@ def no_weights(folder: Path) -> InputError:
     message = f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards"
     hint = "give the folder that holds config.json and the weight files"
     others = [n for n in names if n.endswith(_OTHER_WEIGHTS)]
+    graph = next((p for at in ("*.onnx", "onnx/*.onnx") for p in sorted(folder.glob(at))), None)
     ranks = next(((w, h) for glob, w, h in _RANKS for at in ("", "*/", "*/*/") if any(folder.glob(at + glob))), None)
     if not names:
         message = f"{folder} holds no weights: it is empty"
@@ -106,6 +107,9 @@ def no_weights(folder: Path) -> InputError:
         message += "; it is a pipeline of diffusers, whose models lie in folders of their own"
     elif (runtime := _runtime(folder, b"")) is not None:
         message, hint = f"{message}; it is {runtime}'s, which is not read", _SOURCE
+    elif graph is not None:
+        message += f"; {graph.relative_to(folder)} is a graph, which is read as model.onnx beside config.json"
+        hint = "give it that name in a folder with the tokenizer and config.json, its data beside it"
     elif others:
         message += f"; {others[0]} is of a format that is not read"
         hint = "save the model with transformers as safetensors: model.save_pretrained"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.formats.onnx_graph import nodes_of, place_of, read_graph
+from llmkit.formats.folder import WEIGHT_SETS, is_weight_file
+from llmkit.formats.onnx_graph import bits_of, kind_of, nodes_of, place_of, read_graph
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, OpenedLayout
 from llmkit.lazy_imports import onnx
@@ -32,11 +33,10 @@ _DTYPES = {
 }  # fmt: skip
 _NO_WEIGHTS = ("INT64", "INT32", "BOOL", "STRING")  # shapes, indices and masks
 STATE = "llmkit.state"  # a graph that llmkit wrote says so by this entry of its metadata
-_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
 def find(candidate: Candidate) -> OpenedLayout | None:
-    """What a folder with a model.onnx holds; None for anything else.
+    """What a folder with a model.onnx holds; None for anything else, a graph beside a model's own weights included.
 
     Raises:
         InputError: the graph cannot be read, or a file that it refers to is missing or too short.
@@ -50,6 +50,9 @@ def find(candidate: Candidate) -> OpenedLayout | None:
         return None
     model = read_graph(path / FILE)
     tensors, inside = _tensors(path, model)
+    read = {r.source.path.name for lazy in tensors.values() for r in lazy.reads()}
+    if any(name in WEIGHT_SETS for name in candidate.names) and not read & {*filter(is_weight_file, candidate.names)}:
+        return None  # weights under transformers' names go first, and the graph has others
     config_name = ORIGINAL_CONFIG if ORIGINAL_CONFIG in candidate.names else "config.json"
     config = candidate.json(config_name) if config_name in candidate.names else {}
     return OpenedLayout(
@@ -64,9 +67,9 @@ def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Cou
     sources: dict[Path, SourceFile] = {}
     inside: Counter[str] = Counter()
     for held in model.graph.initializer:
-        name, shape, kind = held.name, tuple(held.dims), _kind(held.data_type)
+        name, shape, kind = held.name, tuple(held.dims), kind_of(held.data_type)
         dtype = _DTYPES.get(kind)
-        bits = _BITS.get(kind, 8 if dtype is None else dtype.bits)
+        bits = bits_of(kind) or 8
         if not held.external_data:
             inside[kind if dtype is None else dtype.name] += -(-math.prod(shape) * bits // 8)
             continue
@@ -107,7 +110,7 @@ def _described(
         "ir_version": model.ir_version,
         "opset": {imports.domain or "ai.onnx": imports.version for imports in model.opset_import},
         "ops": dict(ops.most_common()),
-        "integers": _integers(nodes, {held.name: _kind(held.data_type) for held in graph.initializer}),
+        "integers": _integers(nodes, {held.name: kind_of(held.data_type) for held in graph.initializer}),
         "kv_cache": _kv_cache(_typed(value) for value in graph.input),
         "inputs": [_typed(value) for value in graph.input],
         "outputs": [_typed(value) for value in graph.output],
@@ -126,7 +129,7 @@ def _n_parameters(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.T
     Weights in blocks of integers are counted as the matrices that they stand for; their scales and zero points, and
     those of quantized operators, are no parameters.
     """
-    sizes = {held.name: math.prod(held.dims) for held in initializers if _kind(held.data_type) not in _NO_WEIGHTS}
+    sizes = {held.name: math.prod(held.dims) for held in initializers if kind_of(held.data_type) not in _NO_WEIGHTS}
     for node in nodes:
         about = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "MatMulNBits":
@@ -138,12 +141,6 @@ def _n_parameters(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.T
         elif node.op_type == "DequantizeLinear":
             sizes |= {name: 0 for name in node.input[1:] if name}
     return sum(sizes.values())
-
-
-def _kind(number: int) -> str:
-    """The name of an element type."""
-    types = onnx.TensorProto.DataType
-    return types.Name(number) if number in types.values() else str(number)
 
 
 def _integers(nodes: Iterable[onnx.NodeProto], kinds: Mapping[str, str]) -> dict[str, int]:
@@ -188,7 +185,7 @@ def _typed(value: onnx.ValueInfoProto) -> dict[str, Any]:
     shape = [n.dim_value if n.HasField("dim_value") else n.dim_param or "?" for n in kind.shape.dim]
     return {
         "name": value.name,
-        "dtype": _kind(kind.elem_type) if kind.elem_type else None,
+        "dtype": kind_of(kind.elem_type) if kind.elem_type else None,
         "shape": shape if kind.HasField("shape") else None,
     }
 

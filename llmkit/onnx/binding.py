@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,16 @@ from llmkit.lazy_imports import torch
 ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11,
              "bfloat16": 16}  # fmt: skip
 _NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+# Where in its own sources an error came up, with the signature of the function there.
+_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ .*\) (?=[A-Z\[])")
+
+
+def reason(error: Exception) -> str:
+    """What ONNX Runtime says is wrong, in a line and without its own sources."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return _PLACE.sub("", said)[:300]
 
 
 class BoundSession:
@@ -59,8 +70,9 @@ class BoundSession:
             is_runtime = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
             if not is_runtime or is_memory_error(error):
                 raise
-            first = str(error).strip().splitlines()[0][:300]
-            raise InputError(f"ONNX Runtime cannot run the graph: {first}", hint="export the model again") from error
+            raise InputError(
+                f"ONNX Runtime cannot run the graph: {reason(error)}", hint="export the model again"
+            ) from error
 
     def _run(
         self, feeds: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor], sizes: Mapping[str, int]

@@ -14,6 +14,7 @@ from llmkit.formats.json_text import read_object
 from llmkit.formats.onnx_graph import read_graph
 from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
 from llmkit.lazy_imports import onnx, torch
+from llmkit.onnx.binding import reason
 from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.parts import Parts
@@ -143,9 +144,9 @@ def _session(folder: Path, source: bytes | str, provider: str, options: Any) -> 
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[PROVIDERS[provider]])
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"ONNX Runtime cannot load {folder / MODEL}: {first}", hint=f"llmkit verify {folder} finds damaged files"
+            f"ONNX Runtime cannot load {folder / MODEL}: {reason(error)}",
+            hint=f"llmkit verify {folder} finds damaged files",
         ) from error
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise RequirementError(

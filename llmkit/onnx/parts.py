@@ -19,6 +19,7 @@ from llmkit.onnx.binding import ELEMENTS, BoundSession
 from llmkit.onnx.split import HIDDEN, last_column, split_head
 
 _MOST_ELEMENTS = 2**40  # of an end without its free dimensions: with them, sizes still fit 64 bits
+_TOKENS = ("input_ids", "attention_mask", "position_ids")
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -45,14 +46,15 @@ class Parts:
 
     Attributes:
         metadata: what the exporter says of the graph.
-        inputs, outputs: of the whole graph.
+        inputs, outputs: of the whole graph; an input with a default value in the graph is a weight.
         is_divided: it is marked where its head begins: without that, the body is all of it.
     """
 
     def __init__(self, graph: onnx.ModelProto, start: Callable[[bytes | None], Any], device: torch.device) -> None:
         self._graph, self._start, self.device = graph, start, device
         self.metadata = {entry.key: entry.value for entry in graph.metadata_props}
-        self.inputs = {value.name: _port(value) for value in graph.graph.input}
+        held = {tensor.name for tensor in graph.graph.initializer}
+        self.inputs = {value.name: _port(value) for value in graph.graph.input if value.name not in held}
         self.outputs = {value.name: _port(value) for value in graph.graph.output}
         self.is_divided = HIDDEN in self.metadata
         self._check()
@@ -67,6 +69,11 @@ class Parts:
             odd = "it has no output named logits"
         elif len(shape := self.outputs["logits"].shape) != 3 or not isinstance(shape[2], int):
             odd = f"its logits are of shape {list(shape)[:9]}, expected [batch, sequence, a number of tokens]"
+        elif "float" not in self.outputs["logits"].dtype:
+            odd = f"its logits are {self.outputs['logits'].dtype}, expected floats"
+        elif sized := [n for n in _TOKENS if n in self.inputs and not _takes_any(self.inputs[n].shape)]:
+            shape = self.inputs[sized[0]].shape
+            odd = f"its {sized[0]} is of shape {list(shape)[:9]}, expected [batch, sequence] as names"
         elif self.is_divided:
             metadata = self.metadata
             size = metadata.get("llmkit.hidden_size", "")
@@ -100,6 +107,11 @@ class Parts:
 
     def _opened(self, part: bytes | None) -> BoundSession:
         return BoundSession(self._start(part), self.device)
+
+
+def _takes_any(shape: tuple[int | str, ...]) -> bool:
+    """Whether it is [B, S] with sizes that a call chooses; a batch of one is called row by row."""
+    return len(shape) == 2 and (isinstance(shape[0], str) or shape[0] == 1) and isinstance(shape[1], str)
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

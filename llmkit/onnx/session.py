@@ -17,6 +17,7 @@ from llmkit.decoder.kv import Cache, KVCache, Places
 from llmkit.decoder.language_model import Predictor, token_ids
 from llmkit.decoder.packed import Packed
 from llmkit.decoder.positions import build_positions, limits
+from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.onnx.binding import BoundSession
 from llmkit.onnx.memory import Memory, stacked
@@ -55,6 +56,7 @@ class OrtDecoder(Predictor):
         self._memory = Memory(parts)
         self._pads_right = self._memory.in_place and metadata["llmkit.attention"] == "flash"
         self._context = model.dims.context if model is not None else context
+        self._is_one_row = any(port.shape[:1] == (1,) for port in parts.inputs.values())
         self._heads = model.dims.heads if model is not None else int(parts.inputs[self._memory.pasts[0]].shape[1])
         self.n_vocab = model.dims.vocab if model is not None else int(parts.outputs["logits"].shape[-1])
         kinds: set[Any] = {getattr(block, "position", None) for block in model.blocks} - {None} if model else set()
@@ -154,7 +156,7 @@ class OrtDecoder(Predictor):
 
     def _groups(self, cache: Packed) -> list[list[int]]:
         """Segments that are computed in one call: of one length, and no more than memory allows."""
-        if self._memory.in_place:
+        if self._memory.in_place or self._is_one_row:
             return [[i] for i in range(len(cache.lengths))]
         groups: list[list[int]] = []
         for length in sorted(set(cache.lengths)):
@@ -184,14 +186,16 @@ class OrtDecoder(Predictor):
             width = next(iter(session.outputs.values())).shape[-1]
             call, by_row = partial(self._call, session), partial(self._run, session)
             return run_right_padded(call, by_row, ids, mask, positions, dict(memory), width, in_one=step >= new)
-        if self._memory.in_place and len(ids) > 1 and new > 1 and (past or step < new):
+        in_place = self._memory.in_place
+        if len(ids) > 1 and (self._is_one_row or (in_place and new > 1 and (past or step < new))):
             parts = []
             for i in range(len(ids)):
                 row = slice(i, i + 1)
                 row_memory = {name: held[row] for name, held in memory.items()}
                 parts.append(self._run(session, ids[row], mask[row], positions[row], row_memory, past))
             after = {
-                n: memory[n] if n in self._memory.pasts else torch.cat([p[1][n] for p in parts]) for n in parts[0][1]
+                n: memory[n] if in_place and n in self._memory.pasts else torch.cat([p[1][n] for p in parts])
+                for n in parts[0][1]
             }
             return torch.cat([p[0] for p in parts]), after
         pieces, after = [], {}
@@ -220,7 +224,13 @@ class OrtDecoder(Predictor):
         memory: Mapping[str, Any],
         past: int,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if "attention_mask" not in session.inputs and not bool(mask.all()):
+            raise InputError(
+                "this graph takes no attention_mask, so no texts of several lengths beside each other",
+                hint="llmkit export MODEL --to onnx -o OUT writes one that does",
+            )
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        feeds = {name: feed.to(session.dtype_of(name)) for name, feed in feeds.items() if name in session.inputs}
         batch = len(ids)
         inputs = {
             name: feeds[name] if name in feeds else self._memory.state_value(name, memory, batch, past)
@@ -230,8 +240,8 @@ class OrtDecoder(Predictor):
         sizes = {"batch_size": batch, "sequence_length": ids.shape[1], "total_sequence_length": mask.shape[1]}
         sizes["past_sequence_length + sequence_length"] = mask.shape[1]  # as Optimum calls it
         outputs = session.run(inputs, into, sizes)
-        first = next(iter(session.outputs))
-        return outputs[first], {name: outputs[out] for name, out in self._memory.state.items()}
+        first = outputs[next(iter(session.outputs))] if self.parts.is_divided else outputs["logits"].float()
+        return first, {name: outputs[out] for name, out in self._memory.state.items()}
 
 
 def _runtime(provider: str, dtype: str | None) -> dict[str, str]:

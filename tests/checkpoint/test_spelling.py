@@ -98,3 +98,16 @@ def test_a_file_alone_takes_the_config_beside_it(tmp_path):
     assert "transformer.h.0.input_layernorm.weight" in open_checkpoint(bare / "model.safetensors").tensors
     (bare / "config.json").unlink()
     assert "h.0.input_layernorm.weight" in open_checkpoint(bare / "model.safetensors").tensors
+
+
+@pytest.mark.parametrize("outer", ["model.", "net.module_."])
+def test_names_inside_the_module_that_trained_the_model(tmp_path, outer):
+    whole, _ = written(tmp_path, "llama")
+    weights = load_file(whole / "model.safetensors")
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/config.json").write_bytes((whole / "config.json").read_bytes())
+    state = {"state_dict": {outer + name: value for name, value in weights.items()}, "epoch": 3}
+    torch.save(state, tmp_path / "trained/pytorch_model.bin")
+    ckpt = open_checkpoint(tmp_path / "trained")
+    assert set(ckpt.tensors) == set(weights)
+    assert ckpt.notes == (f"{len(weights)} names are read without {outer!r}, which they all begin with",)

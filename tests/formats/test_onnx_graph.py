@@ -51,6 +51,7 @@ def test_a_sound_graph(tmp_path: Path) -> None:
         (entry("offset", "-1"), "offset"),
         (entry("offset", "9" * 18), "ends at byte"),
         (entry("length", "17"), "ends at byte"),
+        (entry("length", "8"), "8 bytes of w; its shape and type have 16"),
         (lambda m: m.graph.initializer[0].dims.__setitem__(0, -4), "shape"),
         (lambda m: m.graph.node.append(onnx.helper.make_node("MatMulNBits", ["t"], ["z"])), "lacks"),
         (lambda m: m.graph.node[0].output.pop(), "lacks"),

@@ -92,6 +92,14 @@ def test_nested_mappings(tmp_path: Path, is_zip: bool, path_in: tuple[str, ...])
     same(torch_pickle.read(save(inner, tmp_path / "m.ckpt", is_zip)), {"w": torch.arange(4.0)})
 
 
+@pytest.mark.parametrize("path_in", [("model",), ("module", "state_dict")])
+def test_tensors_of_a_training_state_beside_the_model(tmp_path: Path, path_in: tuple[str, ...]) -> None:
+    weights = inner = {"a": torch.arange(4.0), "b": torch.ones(2)}
+    for key in reversed(path_in):
+        inner = {key: inner, "rng": torch.get_rng_state(), "optimizer": {"state": {0: {"exp_avg": torch.ones(4)}}}}
+    same(torch_pickle.read(save(inner, tmp_path / "m.ckpt", True)), weights)
+
+
 def test_numpy_scalars_are_harmless(tmp_path: Path) -> None:
     import numpy
 
