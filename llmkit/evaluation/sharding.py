@@ -66,25 +66,28 @@ def cut_run(shard: Shard, benches: Mapping[str, Mapping[str, Documents]], loaded
         "aggregations": {name: _aggregations(task) for name, task in tasks.items()},
     }
     if shard.count <= len(units):
-        mine = set(
-            cut_units({u: sum(map(_cost, units[u].shots)) + sum(c) for u, c in costs.items()}, shard.count)[
-                shard.index - 1
-            ]
-        )
+        whole = {unit: sum(map(_cost, units[unit].shots)) + sum(each) for unit, each in costs.items()}
+        mine = set(cut_units(whole, shard.count)[shard.index - 1])
         subjects = {bench: [name for name in some if (bench, name) in mine] for bench, some in benches.items()}
         return Part(subjects, {n: task for n, task in tasks.items() if ("", n) in mine}, {}, about)
-    if benches or shard.count > min(len(costs["", name]) for name in tasks):
+    n_most = len(units) if benches else min(map(len, costs.values()))
+    if shard.count > n_most:
         what = "subjects stay whole" if benches else "questions"
-        n = len(units) if benches else min(len(costs["", name]) for name in tasks)
-        raise InputError(f"--shard {shard}: {n} {what}", hint=f"at most {n} shards: --shard 1/{n} to {n}/{n}")
-    for name, metrics in about["aggregations"].items():
+        hint = f"at most {n_most} shards: --shard 1/{n_most} to {n_most}/{n_most}"
+        raise InputError(f"--shard {shard}: {n_most} {what}", hint=hint)
+    _refuse_own_aggregations(shard, about["aggregations"], len(units))
+    questions = {name: list(cut_questions(costs["", name], shard)) for name in tasks}
+    return Part({}, {n: t for n, t in tasks.items() if questions[n]}, {n: q for n, q in questions.items() if q}, about)
+
+
+def _refuse_own_aggregations(shard: Shard, aggregations: Mapping[str, Mapping[str, Any]], n_tasks: int) -> None:
+    """Refuse to cut a task by questions whose metrics llmkit cannot put together."""
+    for name, metrics in aggregations.items():
         if own := [metric for metric, function in metrics.items() if function is None]:
             raise InputError(
                 f"--shard {shard}: {name} is not cut by questions: it puts {own[0]} together by a function of its own",
-                hint=f"at most {len(units)} shards" if len(units) > 1 else "leave --shard out",
+                hint=f"at most {n_tasks} shards" if n_tasks > 1 else "leave --shard out",
             )
-    questions = {name: list(cut_questions(costs["", name], shard)) for name in tasks}
-    return Part({}, {n: t for n, t in tasks.items() if questions[n]}, {n: q for n, q in questions.items() if q}, about)
 
 
 def _costs(docs: Sequence[Mapping[str, Any]], limit: float | None) -> Iterator[int]:

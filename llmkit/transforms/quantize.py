@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, SpecError, listing
 from llmkit.quantization.codec import Codec, folder_codec
-from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import Quantizer, Task, method_named, quantized
+from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.method import Method, Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
 from llmkit.tensors.device import CPU, device_named
 from llmkit.tensors.lazy import Lazy
@@ -84,12 +84,7 @@ def quantize(
         codec = codec.with_activations(activations)
     ckpt, recipe = spelled_for(ckpt, codec), recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
-    for grid in distinct(chosen.grids.values()):
-        if (why := algorithm.refuses(grid)) is None:
-            continue
-        name = next(name for name, its in chosen.grids.items() if its == grid)
-        raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")
-    matrices: dict[str, QuantizedMatrix] = {}
+    _refuse_grids(algorithm, chosen.grids)
     wanted = model_dtype(ckpt.config)
 
     def made(weight: Lazy, name: str) -> QuantizedMatrix:
@@ -98,6 +93,7 @@ def quantize(
         task = Task(weight, algorithm, chosen.grids[name], scale_dtype, name, observe, device)
         return quantizer(task) if quantizer is not None else quantized(task)
 
+    matrices: dict[str, QuantizedMatrix] = {}
     kinds: dict[tuple[int, int, int], QuantizedMatrix] = {}  # by the grid and the forms of what is stored and read
     for name, lazy in chosen.weights.items():
         if quantizer is not None:  # which knows the inputs of each
@@ -111,14 +107,7 @@ def quantize(
     if quantizer is not None:
         notes.append(quantizer.words())
         tensors |= quantizer.changed()
-    if chosen.layers.ignored:
-        notes.append(f"linear layers kept as they are: {listing(chosen.layers.ignored)}")
-    if stacks := stacks_in_floats(ckpt, only):
-        share = sum(ckpt.specs[name].numel for name in stacks) / sum(spec.numel for spec in ckpt.specs.values())
-        notes.append(
-            f"experts in stacks stay in floats, {share:.0%} of all weights: {format} holds single matrices "
-            f"({listing(stacks, 1)})"
-        )
+    notes += _left_in_floats(ckpt, chosen.layers.ignored, stacks_in_floats(ckpt, only), format)
     grids = distinct(chosen.grids.values())
     step = {
         "transform": "quantize", **algorithm.attrs(), "format": format,
@@ -133,6 +122,25 @@ def quantize(
         chosen.layers,
         (chosen.weights, made) if quantizer is None else None,
     )
+
+
+def _refuse_grids(algorithm: Method, grids: Mapping[str, Grid]) -> None:
+    for grid in distinct(grids.values()):
+        if (why := algorithm.refuses(grid)) is not None:
+            name = next(name for name, its in grids.items() if its == grid)
+            raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")
+
+
+def _left_in_floats(ckpt: Checkpoint, layers: Sequence[str], stacks: Sequence[str], format: str) -> Iterator[str]:
+    """What is told of linear layers, and of stacks of experts, that no matrix of codes holds."""
+    if layers:
+        yield f"linear layers kept as they are: {listing(layers)}"
+    if stacks:
+        share = sum(ckpt.specs[name].numel for name in stacks) / sum(spec.numel for spec in ckpt.specs.values())
+        yield (
+            f"experts in stacks stay in floats, {share:.0%} of all weights: {format} holds single matrices "
+            f"({listing(stacks, 1)})"
+        )
 
 
 def scale_dtype_of(ckpt: Checkpoint, name: str, codec: Codec, wanted: DType | None) -> DType:

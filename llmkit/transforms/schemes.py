@@ -88,12 +88,7 @@ def assign_grids(
     """
     for glob, scheme in recipe.items():
         must_match(ckpt, glob)
-        if scheme.type and scheme.type.lower() not in ("int", *(points.name for points in codec.points)):
-            raise InputError(
-                f"recipe: {glob} is to be {scheme.type}, a type of GGUF's blocks; {codec.name} has grids of "
-                f"{alternatives(codec.all_bits)} bits",
-                hint="write {bits: 4, group_size: 64} there, or take --format gguf",
-            )
+        _refuse_block_type(glob, scheme, codec)
     globs = first_matches(ckpt.tensors, recipe)
     float_names = [name for name, glob in globs.items() if recipe[glob].is_float]
     quantized = [name for name, glob in globs.items() if not recipe[glob].is_float]
@@ -113,9 +108,34 @@ def assign_grids(
         layers = layers_of(ckpt, [name for name in layers.names if name not in odd], codec)
         weights = {name: lazy for name, lazy in weights.items() if name not in odd}
     if not codec.mixes_zeros and (layers.experts or len(distinct(schemes.values())) > 1):
-        each = {id(s): s for s in schemes.values()}
-        centred = {key: replace(s, symmetric=s.symmetric is not False) for key, s in each.items()}
-        schemes = {name: centred[id(s)] for name, s in schemes.items()}
+        schemes = _centred(schemes)
+    grids, words = _grids_of(weights, schemes, codec)
+    text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
+    if odd:
+        text += f" ({len(odd)} whose rows fall into no groups of {SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
+    return GridAssignment(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+
+
+def _refuse_block_type(glob: str, scheme: Scheme, codec: Codec) -> None:
+    if scheme.type and scheme.type.lower() not in ("int", *(points.name for points in codec.points)):
+        raise InputError(
+            f"recipe: {glob} is to be {scheme.type}, a type of GGUF's blocks; {codec.name} has grids of "
+            f"{alternatives(codec.all_bits)} bits",
+            hint="write {bits: 4, group_size: 64} there, or take --format gguf",
+        )
+
+
+def _centred(schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """The schemes, symmetric where they do not say that they are not."""
+    each = {id(s): s for s in schemes.values()}
+    centred = {key: replace(s, symmetric=s.symmetric is not False) for key, s in each.items()}
+    return {name: centred[id(s)] for name, s in schemes.items()}
+
+
+def _grids_of(
+    weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme], codec: Codec
+) -> tuple[dict[str, Grid], Counter[str]]:
+    """The grid of each weight, and how many have which, in words."""
     grids: dict[str, Grid] = {}
     words: Counter[str] = Counter()
     for scheme in distinct(schemes.values()):
@@ -124,10 +144,7 @@ def assign_grids(
         grid, reason = choose_grid(codec, scheme.bits, size, scheme.symmetric, rows, scheme.type.lower())
         grids |= dict.fromkeys(rows, grid)
         words[f"{grid}{reason}"] += len(rows)
-    text = ", ".join(f"{n} to {kind}" for kind, n in words.most_common())
-    if odd:
-        text += f" ({len(odd)} whose rows fall into no groups of {SMALLEST_GROUP} stay in floats: {listing(odd, 1)})"
-    return GridAssignment(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
+    return grids, words
 
 
 def distinct(values: Iterable[_T]) -> list[_T]:
