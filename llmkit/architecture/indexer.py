@@ -93,7 +93,7 @@ class IndexedAttention(LatentAttention):
         return dims.heads * self.cached(dims), self.cached(dims)
 
 
-def index_sizes(*, heads: int, dim: int = 128) -> dict[str, Key | Computed]:
+def index_sizes(*, heads: int) -> dict[str, Key | Computed]:
     """`Dims.extra` of an indexer.
 
     Raises:
@@ -102,7 +102,7 @@ def index_sizes(*, heads: int, dim: int = 128) -> dict[str, Key | Computed]:
     rotated = Key("qk_rope_head_dim", 64)
 
     def width(config: Mapping[str, Any]) -> Any:
-        wide, narrow = lookup(Key("index_head_dim", dim), config), lookup(rotated, config)
+        wide, narrow = lookup(Key("index_head_dim", 128), config), lookup(rotated, config)
         if as_float(wide, "index_head_dim") < as_float(narrow, "qk_rope_head_dim"):
             raise SpecError(f"config.json: index_head_dim {wide} is less than the {narrow} dims that are rotated")
         return wide

@@ -172,14 +172,13 @@ class Comparison:
 
 
 def compare(
-    baseline: RunRecord, others: Sequence[RunRecord], labels: Sequence[str], *, common: bool = False, seed: int = 0
+    baseline: RunRecord, others: Sequence[RunRecord], labels: Sequence[str], *, common: bool = False
 ) -> list[Comparison]:
     """Each of the other runs with the baseline, benchmark by benchmark.
 
     Args:
         labels: what the runs are called, the baseline first.
         common: see `matching.match`; benchmarks that one of two runs lacks are left out, too.
-        seed: of the bootstrap.
 
     Raises:
         InputError: the runs did not answer the same questions in the same way (without `common`), or none in common.
@@ -188,7 +187,7 @@ def compare(
     for other, label in zip(others, labels[1:], strict=True):
         for name in _names(baseline, other, (labels[0], label), common=common):
             matched = match(baseline, other, name, (labels[0], label), common=common)
-            comparisons.append(_compared(baseline, name, matched, (labels[0], label), seed))
+            comparisons.append(_compared(baseline, name, matched, (labels[0], label)))
     adjusted = holm([c.p_value for c in comparisons])
     return [replace(c, p_adjusted=p) for c, p in zip(comparisons, adjusted, strict=True)]
 
@@ -211,9 +210,7 @@ def _names(a: RunRecord, b: RunRecord, labels: tuple[str, str], *, common: bool)
     return shared
 
 
-def _compared(
-    baseline: RunRecord, name: str, matched: MatchedQuestions, labels: tuple[str, str], seed: int
-) -> Comparison:
+def _compared(baseline: RunRecord, name: str, matched: MatchedQuestions, labels: tuple[str, str]) -> Comparison:
     pairs = matched.pairs
     every = [pair for some in pairs.values() for pair in some]
     categories: dict[str, list[str]] = {}
@@ -245,7 +242,7 @@ def _compared(
         subjects={subject: _part({subject: some}) for subject, some in pairs.items()},
         p_value=p_value,
         p_adjusted=p_value,
-        bootstrap=bootstrap_interval([[_change(pair) for pair in some] for some in pairs.values()], seed),
+        bootstrap=bootstrap_interval([[_change(pair) for pair in some] for some in pairs.values()]),
         kl=mean_kl([p for p, _ in known], [q for _, q in known]) if known else None,
         n_left_out=matched.n_left_out,
         n_other_prompts=matched.n_other_prompts,

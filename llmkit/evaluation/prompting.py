@@ -131,16 +131,12 @@ class Session:
         found = self.tokenizer.convert_tokens_to_ids(name)
         return int(found if found is not None else -1)
 
-    def chat_text(self, messages: Sequence[Mapping[str, str]], *, lead: bool = False) -> str:
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
         """A conversation (role, content) in the chat format of the run, up to where the answer begins.
 
         The system message stands in front of the first question where the format has no place for it.
-
-        Args:
-            lead: with what the format's answers begin with, where a letter is scored rather than generated.
         """
-        text = self.lm.apply_chat_template([dict(m) for m in messages], keeps_system=True)
-        return self.lm.with_answer_prefix(text) if lead else text
+        return self.lm.apply_chat_template([dict(m) for m in messages], keeps_system=True)
 
     def prompts(self, texts: Sequence[str], *, max_new: int = 0) -> list[Prompt]:
         """Texts as prompts; those that do not fit in the model's context lose their beginning, and are counted.

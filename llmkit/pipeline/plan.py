@@ -128,14 +128,6 @@ class Plan:
         used = (*self.inputs, *self.links.values(), *small, *inputs)
         return Target(self.out, overwrite, force, tuple(dict.fromkeys(used)), self.is_file)
 
-    def check_output(self, *, overwrite: bool, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-        """Refuse, before any work, an output that could not be committed.
-
-        Raises:
-            OutputError: the output exists, holds what it is made from, its parent is missing or the disk is too small.
-        """
-        self.target(overwrite=overwrite, force=force, inputs=inputs).check(self.need_nbytes)
-
     def peak_nbytes(self, workers: int) -> int:
         """Upper estimate of tensor memory in use with `workers` steps at a time."""
         return sum(sorted((s.peak_nbytes for s in self.steps), reverse=True)[:workers])

@@ -40,11 +40,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or not isfinite(share) else f"{100 * share:.{digits}f}"
 
 
-def signed(share: float | None, digits: int = 1) -> str:
+def signed(share: float | None) -> str:
     """A difference of shares in points, with its sign where it has one when it is rounded."""
     if share is None or not isfinite(share):
         return "–"
-    text = f"{100 * share:+.{digits}f}"
+    text = f"{100 * share:+.1f}"
     return text.replace("-", "−") if text.strip("+-0.") else text[1:]
 
 
