@@ -6,16 +6,18 @@ Weights follow from the seed, the tensor's name and its shape, so that two confi
 from __future__ import annotations
 
 import json
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.registry import default_registry, require
@@ -32,6 +34,7 @@ PLUGINS: dict[str, Architecture] = {
 }
 TOLERANCE = 2e-5  # relative to the largest logit; both sides compute in float32, in another order
 N_TOKENS = 24
+Layout = list[tuple[str, tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class Theirs:
     Attributes:
         logits: [2, N_TOKENS, vocab] in float32.
         tensors: what it would save.
+        layout: name and shape of each of its own tensors, and the name of the first one with the same bytes.
         rounding: how far its logits are from its own that are rounded otherwise, relative to the largest; 0 if not
             asked for.
     """
 
     logits: torch.Tensor
     tensors: dict[str, torch.Tensor]
+    layout: Layout
     rounding: float
 
 
@@ -85,27 +90,51 @@ def ids_of(vocab: int) -> torch.Tensor:
 
 
 def their_model(
-    config: Mapping[str, Any], attention: str = "eager", seed: int = 0, *, is_exact: bool = False
+    config: Mapping[str, Any],
+    attention: str = "eager",
+    seed: int = 0,
+    *,
+    is_exact: bool = False,
+    like: Theirs | None = None,
 ) -> Theirs:
-    """Transformers' model with seeded weights in which every part matters; whatever it raises is its own refusal."""
+    """Transformers' model with seeded weights in which every part matters; whatever it raises is its own refusal.
+
+    Args:
+        is_exact: find out how it rounds.
+        like: of the same class and seed; with the same tensors it would save the same files, which are taken from it.
+    """
     made = transformers.AutoConfig.for_model(**json.loads(json.dumps(dict(config))))
     name = (config.get("architectures") or [None])[0]
     maker = getattr(transformers, name)._from_config if name else transformers.AutoModelForCausalLM.from_config
     model = maker(made, attn_implementation=attention).eval().float()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {tuple(weight.shape)}".encode()))
-            data = torch.randn(weight.shape, generator=generator)
+            data = _noise(seed, name, tuple(weight.shape))
             if "norm" in name or "ln_" in name or ".ln" in name:
                 weight.copy_(0.3 * data if name.endswith("bias") else 1 + 0.2 * data)
             else:
                 weight.copy_(data * (0.3 if name.endswith("bias") else weight.shape[-1] ** -0.5))
-    stored = _saved(model)  # before the first pass, in which some classes change their weights
+    layout = _layout(model)
+    stored = _saved(model, like if like is not None and like.layout == layout else None)  # the first pass may change it
     with torch.inference_mode():
         ids = ids_of(int(model.get_input_embeddings().weight.shape[0]))
         logits = model(ids, use_cache=False).logits
         others = list(_rounded_otherwise(model, ids)) if is_exact else []
-    return Theirs(logits, stored, max((relative(logits, other) for other in others), default=0.0))
+    return Theirs(logits, stored, layout, max((relative(logits, other) for other in others), default=0.0))
+
+
+@lru_cache(maxsize=512)
+def _noise(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {shape}".encode()))
+    return torch.randn(shape, generator=generator)
+
+
+def _layout(model: Any) -> Layout:
+    first: dict[int, str] = {}
+    return [
+        (name, tuple(w.shape), first.setdefault(w.data_ptr(), name))
+        for name, w in model.state_dict(keep_vars=True).items()
+    ]
 
 
 def _rounded_otherwise(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -125,13 +154,12 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
 
 
-def _saved(model: Any) -> dict[str, torch.Tensor]:
-    """The tensors as `save_pretrained` names and chooses them."""
-    import tempfile
-
-    from safetensors.torch import load_file
-
+def _saved(model: Any, like: Theirs | None) -> dict[str, torch.Tensor]:
+    """The tensors as `save_pretrained` names and chooses them; those of a model that has the same ones, if there is."""
     with tempfile.TemporaryDirectory() as folder:
+        if like is not None:
+            model.config.save_pretrained(folder)  # which refuses configs
+            return like.tensors
         model.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")
 

@@ -154,7 +154,7 @@ def _few(flips: list[tuple[str, Any]], config: Mapping[str, Any], start: int) ->
 def _is_unseen(name: str, changed: dict[str, Any], base: Theirs, folder: Path) -> bool:
     """Whether both compute with another config what transformers does with the first one."""
     try:
-        theirs = their_model(_theirs(name, changed), PLUGINS[name].reference_attention)
+        theirs = their_model(_theirs(name, changed), PLUGINS[name].reference_attention, like=base)
     except Exception:  # noqa: BLE001 - one of the values is refused, in whatever form
         return False
     return not _differ(base, theirs) and try_ours(theirs, changed, folder).is_equal
@@ -176,7 +176,7 @@ def _checked(name: str, config: dict[str, Any], flips: list[tuple[str, Any]], *,
         for i, (path, value) in enumerate(flips):
             changed = _with(config, path, value)
             try:
-                theirs = their_model(_theirs(name, changed), attention)
+                theirs = their_model(_theirs(name, changed), attention, like=base)
             except Exception:  # noqa: BLE001 - transformers' own refusal, in whatever form
                 continue
             if not torch.isfinite(theirs.logits).all():
