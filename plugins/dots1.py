@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Router
-from llmkit.architecture.gguf import GgufFamily, needs_experts
+from llmkit.architecture.gguf import GgufFamily, needs_experts, needs_head
 from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
@@ -51,7 +51,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 def _refuses(model: Model) -> str | None:
     if model.dims.heads != model.dims.kv_heads:
         return "it reads a key head for each query head"
-    return needs_experts(model)
+    return needs_experts(model) or needs_head(model)
 
 
 ARCHITECTURE = Architecture(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from llmkit.architecture.gguf import needs_head
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
@@ -92,7 +93,8 @@ INTERNLM2 = alike(
         ignored=("*.rotary_emb.inv_freq",),
     ),
     reference_config=None,
-    gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}),  # no biases there
+    # No biases there.
+    gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}, refuses=needs_head),
     tiny={**TINY, "rms_norm_eps": 1e-5, "bias": False},
     variants={"biases": {"bias": True}, "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
 )

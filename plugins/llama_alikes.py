@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.gguf import needs_head
 from llmkit.architecture.keys import Computed, Key, lookup, respelled
 from llmkit.architecture.kinds import RMSNorm, Rope
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
@@ -61,7 +62,7 @@ XVERSE = alike(
     "xverse",
     block=BLOCK,
     unused=("max_tokenizer_truncation",),
-    gguf=replace(GGUF, arch="xverse", flags={}),
+    gguf=replace(GGUF, arch="xverse", flags={}, refuses=needs_head),
 )
 AQUILA = alike(
     "aquila", ("Aquila-7B", "Aquila2-7B", "Aquila2-34B"), ("AquilaForCausalLM", "AquilaModel"), "aquila", block=BLOCK

@@ -8,7 +8,7 @@ in a padded batch, packed behind a shared prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -58,6 +58,15 @@ class Check:
 
 def check_architecture(architecture: Architecture) -> list[Check]:
     """Every clause, for the tiny model and each of its variants."""
+    checks = []
+    for variant in (None, *architecture.variants):
+        config = architecture.tiny_config(variant)
+        checks += [replace(c, name=f"{variant or 'tiny'}: {c.name}") for c in check_config(architecture, config)]
+    return [*checks, run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
+
+
+def check_config(architecture: Architecture, config: Mapping[str, Any]) -> list[Check]:
+    """Every clause, for random weights of one config."""
     clauses: dict[str, Clause] = {
         "names and shapes": _names,
         "cached = whole": _cache,
@@ -67,14 +76,9 @@ def check_architecture(architecture: Architecture) -> list[Check]:
         "transformers' logits": _parity,
         "transformers' padded batch": _padded_parity,
     }
-    checks = []
+    case = _Case(architecture, config)
     with torch_threads(1):  # tiny models are faster so
-        for variant in (None, *architecture.variants):
-            case = _Case(architecture, architecture.tiny_config(variant))
-            checks += [
-                run_clause(f"{variant or 'tiny'}: {name}", partial(clause, case)) for name, clause in clauses.items()
-            ]
-        return [*checks, run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
+        return [run_clause(name, partial(clause, case)) for name, clause in clauses.items()]
 
 
 def run_clause(name: str, compute: Callable[[], float | None]) -> Check:

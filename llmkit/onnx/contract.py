@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
@@ -30,15 +32,17 @@ def check_graphs(architecture: Architecture) -> list[Check]:
     """
     if find_spec("onnxruntime") is None:
         return [Check("ONNX logits", note="not computed: ONNX Runtime is not installed (llmkit[cpu])")]
-    with torch_threads(1):
-        return [_checked(architecture, variant) for variant in (None, *architecture.variants)]
+    return [
+        replace(check_graph(architecture, architecture.tiny_config(variant)), name=f"{variant or 'tiny'}: ONNX logits")
+        for variant in (None, *architecture.variants)
+    ]
 
 
-def _checked(architecture: Architecture, variant: str | None) -> Check:
+def check_graph(architecture: Architecture, config: Mapping[str, Any]) -> Check:
+    """The same for random weights of one config."""
     missing: list[str] = []
 
     def compute() -> float | None:
-        config = architecture.tiny_config(variant)
         ckpt, model = random_checkpoint(architecture, config), architecture.bind(config)
         try:
             _, graph = first_graph(_OPS, lambda op: build_graph(model, ckpt.tensors, initializer_bytes, attention=op))
@@ -47,7 +51,8 @@ def _checked(architecture: Architecture, variant: str | None) -> Check:
             return None
         return _largest(decoder_of(graph, model), ckpt, architecture)
 
-    check = run_clause(f"{variant or 'tiny'}: ONNX logits", compute)
+    with torch_threads(1):
+        check = run_clause("ONNX logits", compute)
     return replace(check, note=missing[0]) if missing else check
 
 

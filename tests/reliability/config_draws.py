@@ -35,6 +35,11 @@ def random_config(name: str, draw: random.Random) -> dict[str, Any]:
     if "layer_types" in config or (name in _WITH_TYPES and draw.random() < 0.5):
         layers = config["num_hidden_layers"]
         config["layer_types"] = [draw.choice(_layer_sorts(name)) for _ in range(layers)]
+    if "mlp_layer_types" in config:
+        config["mlp_layer_types"] = [draw.choice(["dense", "sparse"]) for _ in range(config["num_hidden_layers"])]
+    if "indexer_types" in config:
+        others = [draw.choice(["full", "shared"]) for _ in range(config["num_hidden_layers"] - 1)]
+        config["indexer_types"] = ["full", *others]
     for key, value in _FITTING.get(name, {}).items():
         config[key] = value(config, draw)
     return {k: v for k, v in config.items() if v is not None}

@@ -37,7 +37,11 @@ IDS = [f"{name}-{variant}" if variant else name for name, variant in CASES]
 
 def config_of(architecture: Architecture, variant: str | None) -> dict[str, Any]:
     """The tiny config with a row for each token of `TOKENIZER`."""
-    config = architecture.tiny_config(variant)
+    return with_rows(architecture, architecture.tiny_config(variant))
+
+
+def with_rows(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """A config with a row for each token of `TOKENIZER`."""
     keys = [architecture.bind(config).dims.keys["vocab"], *(k for k in (TABLE_KEY,) if k in config)]
     return config | dict.fromkeys(keys, len(VOCAB)) | {"dtype": "float32"}
 

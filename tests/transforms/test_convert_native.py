@@ -86,6 +86,9 @@ def test_what_is_not_the_same_is_refused(tmp_path):
     with pytest.raises(RequirementError, match="cannot be stored as 'lama'") as caught:
         convert(tiny("baichuan"), architecture="lama")
     assert "llama" in caught.value.hint
+    tied = tiny("baichuan", "baichuan2-7b").config | {"tie_word_embeddings": True}
+    with pytest.raises(SpecError, match="its head, which is the embedding, are divided by their norms"):
+        convert(random_checkpoint(default_registry().load(PLUGINS["baichuan"]), tied), architecture="llama")
     with pytest.raises(SpecError, match=r"cannot be stored as glm: attention\.out_bias is True, here False"):
         convert(tiny("chatglm2", "linear biases"), architecture="glm")
 

@@ -21,7 +21,7 @@ from llmkit.decoder.contract import random_checkpoint
 from llmkit.tensors.lazy import Apply
 from llmkit.transforms.convert import convert
 from tests.quantization.test_mxfp4 import published
-from tests.transforms.test_convert_gguf import LIKE_GEMMA_3N
+from tests.transforms.test_convert_gguf import FAMILIES, LIKE_GEMMA_3N, NEEDS_HEAD, tiny_config
 
 PYTHON = os.environ.get("LLMKIT_LLAMA_CPP")
 pytestmark = [
@@ -156,14 +156,26 @@ def as_there(config):
     return config
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NEEDS_HEAD])
+def test_a_tied_head_is_loaded(tmp_path, name):
+    """The other families are refused: test_convert_gguf.py."""
+    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name) | {"tie_word_embeddings": True})
+    llmkit.save(without_vocabulary(convert(ckpt, to="gguf", type="f32")), tmp_path / "g")
+    run(LOGITS.partition("model.eval")[0], next((tmp_path / "g").glob("*.gguf")), "", "[]")
+
+
+def without_vocabulary(converted):
+    metadata = {**converted.container.metadata, "tokenizer.ggml.model": "no_vocab"}
+    return replace(converted, container=replace(converted.container, metadata=metadata))
+
+
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=str)
 def test_logits(tmp_path, monkeypatch, name, variant):
     architecture = next(a for p in default_registry().plugins if (a := default_registry().load(p)).name == name)
     changes = CASES[name, variant]
     ckpt = damped(random_checkpoint(architecture, {**architecture.tiny_config(variant), **changes}))
     after = convert(replace(ckpt, label="tiny"), to="gguf", type="f32")
-    metadata = {**after.container.metadata, "tokenizer.ggml.model": "no_vocab"}
-    llmkit.save(replace(after, container=replace(after.container, metadata=metadata)), tmp_path / "out")
+    llmkit.save(without_vocabulary(after), tmp_path / "out")
     run(LOGITS, tmp_path / "out" / "tiny-F32.gguf", tmp_path / "logits.npy", json.dumps(IDS))
     found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     if name.startswith("gemma"):  # whose norms after the MLP enlarge what that leaves

@@ -49,6 +49,9 @@ def as_architecture(ckpt: Checkpoint, name: str) -> Checkpoint:
     weights = weights_of(ckpt.tensors, model)
     notes = []
     if as_bool(model.head.normalized) and not as_bool(target.head.normalized):
+        if "head.weight" not in weights:
+            why = "the rows of its head, which is the embedding, are divided by their norms"
+            raise SpecError(f"{ckpt.label} cannot be stored as {name}: {why}", hint="leave --as out")
         weights["head.weight"] = normalized_rows(weights["head.weight"])
         notes.append("the rows of the head are divided by their norms, as the original does at run time")
     pairs = _pairs(target)
