@@ -17,6 +17,7 @@ from llmkit.architecture.storage import single_experts
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.order import sort_tensors
+from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS
@@ -43,6 +44,15 @@ def text_part(ckpt: Checkpoint) -> Checkpoint:
     left = len(whole) - len(tensors)
     note = f"the text part of {ckpt.label} ({architecture.name}); {left} tensors of other parts are left out"
     return with_true_tying(ckpt.derive(tensors=sort_tensors(tensors), config=config, notes=[note]))
+
+
+def float_text_part(ckpt: Checkpoint) -> Checkpoint:
+    """The decoder in floats: a config names quantized modules as the whole model does, so they are restored first.
+
+    Raises:
+        RequirementError, SpecError: as of `dequantized`.
+    """
+    return text_part(dequantized(ckpt))
 
 
 def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from llmkit.architecture.registry import require
 from llmkit.architecture.storage import part_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
-from llmkit.checkpoint.quantized import dequantized
-from llmkit.checkpoint.text_part import text_part
+from llmkit.checkpoint.text_part import float_text_part, text_part
 from llmkit.decoder.language_model import LanguageModel
 from llmkit.decoder.linear import Linear
 from llmkit.decoder.model import Decoder
@@ -94,9 +93,9 @@ def _loaded(
 ) -> tuple[Decoder, Weights]:
     wanted = _compute_dtype(dtype)
     where = torch_device(device)
-    ckpt = text_part(require_model(ckpt, "the decoder"))
-    architecture = architecture or require(ckpt.config, ckpt.label)
-    ckpt = dequantized(ckpt)
+    require_model(ckpt, "the decoder")
+    architecture = architecture or require(text_part(ckpt).config, ckpt.label)
+    ckpt = float_text_part(ckpt)
     model = architecture.bind(ckpt.config).fitted(ckpt.tensors)
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from llmkit.architecture.registry import find
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.quantized import dequantized
-from llmkit.checkpoint.text_part import text_part
+from llmkit.checkpoint.text_part import float_text_part
 from llmkit.tokenization.agreement import compare_vocabulary
 
 
@@ -20,6 +19,6 @@ def model_warnings(ckpt: Checkpoint, backend: str = "auto") -> list[str]:
     warnings = [odd] if odd else []
     if backend == "transformers":
         return warnings
-    config = dequantized(text_part(ckpt)).config  # without what says how the weights are stored
+    config = float_text_part(ckpt).config  # without what says how the weights are stored
     architecture = find(config)
     return [*warnings, *architecture.bind(config).unread.warnings] if architecture is not None else warnings

@@ -9,8 +9,7 @@ from typing import Literal
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
-from llmkit.checkpoint.quantized import dequantized
-from llmkit.checkpoint.text_part import text_part
+from llmkit.checkpoint.text_part import float_text_part
 from llmkit.errors import InputError, listing, require_choice
 from llmkit.formats.folder import INDEX_NAMES, weight_set
 from llmkit.layouts import onnx_folder
@@ -135,7 +134,7 @@ def _prepared(
     """The checkpoint in floats, its model, the compute dtype in ONNX's words, and what is computed from integers."""
     require_choice("--dtype", dtype, tuple(_COMPUTE))
     require_choice("--provider", provider, tuple(PROVIDERS))
-    ckpt = dequantized(text_part(ckpt))
+    ckpt = float_text_part(ckpt)
     model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)

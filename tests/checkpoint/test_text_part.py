@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from llmkit.api import save
 from llmkit.architecture.registry import default_registry
 from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.text_part import text_part
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.foreign import quiet_transformers
@@ -197,4 +196,4 @@ def test_the_language_model_of_a_model_of_images_has_them_one_by_one(tmp_path):
         options = {"attn_implementation": "eager", "dtype": torch.float32}
         model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "q", **options)
         theirs = model.eval().language_model(input_ids=ids).logits
-    torch.testing.assert_close(load_decoder(dequantized(quantized))(ids), theirs, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(load_decoder(quantized)(ids), theirs, atol=2e-5, rtol=2e-5)

@@ -17,9 +17,8 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.architecture.tokenizers import TokenizerKind
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.quantized import dequantized
 from llmkit.checkpoint.statistics import StoredStatistics, gguf_spelling
-from llmkit.checkpoint.text_part import text_part
+from llmkit.checkpoint.text_part import float_text_part
 from llmkit.errors import InputError, LlmkitError, RequirementError, listing, suggestion
 from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
@@ -78,7 +77,7 @@ def write(
         SpecError: the tensors do not fit the config.
     """
     preset = _type(type or _FLOATS)
-    ckpt = text_part(dequantized(ckpt))
+    ckpt = float_text_part(ckpt)
     importance = _importance(statistics, ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
     model, family, tokenizer = _known(ckpt)
