@@ -10,7 +10,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import RequirementError
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, ScalingMethod, Task, quantized
+from llmkit.quantization.method import BlockMethod, Method, ScalingMethod, Task, quantized
 from llmkit.tensors.lazy import Lazy
 
 
@@ -58,14 +58,12 @@ class StoredQuantizer:
         """Notes for the user after the run: none."""
         return []
 
-    def __call__(self, task: Task) -> QuantizedMatrix:
-        """As `llmkit.quantization.method.quantized`.
+    def refuse_unfit(self, method: Method) -> None:
+        """Refuse a method that statistics of single weights do not suffice for.
 
         Raises:
-            RequirementError: the method needs what the file does not tell.
+            RequirementError: it reads the text itself.
         """
-        slot, method = self._slots[task.name], task.method
-        known = self.statistics.known(slot)
         reasons = {
             BlockMethod: "learns from the outputs of whole blocks, which no statistics tell",
             ScalingMethod: "takes scales off in the layers before, each chosen while its block reads the text",
@@ -76,6 +74,16 @@ class StoredQuantizer:
                     f"--method {method.name} {reason}",
                     hint="--calibration FILE instead of --statistics; or leave --method out, which uses them",
                 )
+
+    def __call__(self, task: Task) -> QuantizedMatrix:
+        """As `llmkit.quantization.method.quantized`.
+
+        Raises:
+            RequirementError: the method needs what the file does not tell.
+        """
+        slot, method = self._slots[task.name], task.method
+        self.refuse_unfit(method)
+        known = self.statistics.known(slot)
         missing = sorted(method.needs - set(known))
         if missing:
             words = " and ".join(name.replace("_", " ") for name in missing)

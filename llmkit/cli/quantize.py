@@ -118,7 +118,9 @@ def quantize(
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.calibration.ranks import rank
+    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.classification import open_model
+    from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.quantization.codec import folder_codec
     from llmkit.quantization.method import method_named
     from llmkit.quantization.quality import Meter
@@ -145,7 +147,9 @@ def quantize(
     if target is not None:
         out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
         if grids.method is not None:  # before anything is measured
-            method_named(grids.method, is_calibrated=known is not None)
+            method = method_named(grids.method, is_calibrated=known is not None)
+            if isinstance(known, StoredStatistics):
+                StoredQuantizer(before, known).refuse_unfit(method)
         chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known, device)
         recipe = {**chosen.recipe, **recipe}
     quantizer = calibrating.quantizer(before, known, None if target else grids.method)  # the head may be chosen, too

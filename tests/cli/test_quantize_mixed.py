@@ -122,3 +122,15 @@ def test_targets_that_cannot_be_are_refused(call, tiny, tmp_path, args, words):
     assert words in done.err
     assert "hint: " in done.err
     assert "chosen for" not in done.err
+
+
+@pytest.mark.parametrize("method", ["awq", "signround"])
+def test_a_method_that_reads_the_text_itself_is_refused_before_anything_is_measured(call, tiny, tmp_path, text, method):
+    file = tmp_path / "s.safetensors"
+    args = ["--calibration", text, "--samples", "2", "--length", "20"]
+    assert call("quantize", "observe", tiny, *args, "-o", file).code == 0
+    args = ["--target-bits", "12", "--statistics", file, "--method", method]
+    done = call("quantize", tiny, *args, "-o", tmp_path / "q", "--dry-run")
+    assert (done.code, "chosen for" in done.err) == (2, False)
+    assert f"--method {method} " in done.err
+    assert "hint: --calibration FILE instead of --statistics" in done.err
