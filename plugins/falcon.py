@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.architecture import READ_SINCE_5, Architecture
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import (
     Block,
@@ -58,6 +58,11 @@ _RW = {
     "num_attention_heads": 16, "num_kv_heads": 16,
 }  # fmt: skip
 
+# FalconLinear, which is not nn.Linear itself.
+_LIMITS = {"weight_scale": READ_SINCE_5.format("codes")} | dict.fromkeys(
+    ("absmax", "SCB"), "transformers 5 does not read codes of this class from bitsandbytes: transformers 4 does"
+)
+
 ARCHITECTURE = Architecture(
     name="falcon",
     releases=("Falcon-RW-1B", "Falcon-7B", "Falcon-11B"),
@@ -77,6 +82,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=_NAMES,
     gguf=GGUF,
+    loader_limits=_LIMITS,
     tiny=_TINY,
     variants={
         "rw-1b": _RW,

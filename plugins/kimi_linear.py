@@ -97,6 +97,10 @@ ARCHITECTURE = Architecture(
     unused=(*latent.FOLLOWING, "rope_*", "use_grouped_topk", "num_nextn_predict_layers", "first_k_dense_replace",
             "linear_*", "output_router_logits", "tie_word_embeddings"),
     gguf=GGUF,
+    loader_limits={
+        "weight_packed": "transformers 5 does not read packed integers where it joins convolutions, which it drops: "
+        "--type fp8",
+    },
     tiny={
         **{k: v for k, v in latent.TINY.items() if k not in ("rope_theta", "q_lora_rank", "max_position_embeddings")},
         "num_hidden_layers": 3, "layer_types": [_SORTS[0], _SORTS[1], _SORTS[0]], "linear_num_heads": 4,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, READ_SINCE_5, Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, Head, NoPositions, RMSNorm
@@ -83,6 +83,7 @@ MAMBA = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True)),
     unused=TRAINING,
     gguf=_GGUF,
+    unadapted=("out_proj",),
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",
@@ -116,5 +117,6 @@ FALCON_MAMBA = replace(
         noted=("mixer_rms_eps",),
         claims=lambda metadata, _: bool(metadata.get("ssm.dt_b_c_rms")),
     ),
+    loader_limits={"weight_packed": READ_SINCE_5.format("packed integers")},
     tiny={**MAMBA.tiny, "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba"},
 )

@@ -26,6 +26,7 @@ DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
 NULL: Any = object()
 """In a variant of a tiny model: null in its config.json."""
+READ_SINCE_5 = "transformers 4 does not read {} of this class from compressed-tensors: transformers 5 does"
 NOT_IN_GGUF = "llama.cpp does not know it"
 _KV_HEADS = Key("num_key_value_heads", None)
 _HEAD_DIM = Key("head_dim", None)
@@ -130,6 +131,8 @@ class Architecture:
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
         gguf: how it looks in GGUF files; None for none.
         no_gguf: why there is none.
+        loader_limits: end of the names of quantized tensors (`weight_packed`) -> the loader that does not find them.
+        unadapted: last names of linear layers on which PEFT puts no adapter.
         fixed: keys of config.json that no kind reads and that change what the family's class computes: key -> the value
             that is computed (or where the config has it); another is refused.
         unused: patterns of keys that the class does not compute with (`unread.py` has those of all families).
@@ -157,6 +160,8 @@ class Architecture:
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
     no_gguf: str = NOT_IN_GGUF
+    loader_limits: Mapping[str, str] = field(default_factory=dict)
+    unadapted: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 

@@ -154,6 +154,13 @@ class Model:
     def _by_name(self) -> Mapping[str, Slot]:
         return MappingProxyType({slot.name: slot for slot in self.slots.values()})
 
+    def unread_weights(self) -> list[str]:
+        """Names of weights in layers that the family's class may have beside those that it reads."""
+        start = self.names.block.format(i="*")
+        patterns = [name for name in self.names.ignored if name.startswith(start) and name.endswith(".weight")]
+        names = [name.replace("*", str(i), 1) for name in patterns for i in range(len(self.blocks))]
+        return [name for name in names if name not in self.tensors()]
+
     def name_of(self, slot: str) -> str:
         """The tensor name of a slot id; of a weight inside a slot, the name of the tensor that holds it."""
         return self.table.name(self.stored_in.get(slot, slot))

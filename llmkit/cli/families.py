@@ -35,6 +35,8 @@ def families() -> str:
         for verb, ability in can.items():
             for reason in ability.reasons:
                 reasons.setdefault(f"{verb}: {reason}", []).append(f"`{plugin.name}`")
+        for reason in dict.fromkeys(architecture.loader_limits.values()):
+            reasons.setdefault(f"quantize: {reason}", []).append(f"`{plugin.name}`")
         names = [f"`{m}`" for m in architecture.matches]
         cells = [", ".join(architecture.releases), ", ".join(names), *(ability.cell for ability in can.values())]
         lines.append(_row([f"`{plugin.name}`", *cells, prompts(architecture)]))

@@ -25,6 +25,10 @@ from llmkit.tensors.spec import DType, TensorSpec
 GROUP = "llmkit.codecs"
 CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
+JOINED_EXPERTS = (
+    "transformers 5 joins the experts of a layer, and does not find them in this layout: transformers 4 reads them one "
+    "by one, and transformers 5 those of --format compressed-tensors --symmetric"
+)
 Specs = Mapping[str, TensorSpec]
 
 
@@ -54,6 +58,7 @@ class Codec(ABC):
         prefers_symmetric: kernels for the layout expect a symmetric grid, so it is the default.
         written_by: the command that writes it, where that is neither `quantize` nor `convert`.
         holds_head: its loaders take a head, too.
+        holds_outer: its loaders take linear layers before and behind the blocks, besides the head.
         mixes_zeros: its loaders take zero points where matrices are on different grids, and those of experts.
     """
 
@@ -70,6 +75,7 @@ class Codec(ABC):
     takes_conv1d: ClassVar[bool] = False
     prefers_symmetric: ClassVar[bool] = False
     holds_head: ClassVar[bool] = True
+    holds_outer: ClassVar[bool] = True
     mixes_zeros: ClassVar[bool] = True
     written_by: ClassVar[str] = ""
 
@@ -235,14 +241,20 @@ class FolderCodec(FolderReader, Codec):
 
     @abstractmethod
     def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+        self,
+        matrices: Mapping[str, QuantizedMatrix],
+        ignore: Sequence[str],
+        *,
+        are_all: bool,
+        experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """The quantization_config of config.json.
 
         Args:
             matrices: by the names of the modules.
-            ignore: linear modules that stay in floats.
-            are_all: `matrices` and `ignore` are all linear modules there are.
+            ignore: modules that stay in floats and that a loader may make linear layers of.
+            are_all: these are the names by which loaders know them; else class names are no targets.
+            experts: which of the modules belong to an expert.
         """
 
     def with_activations(self, kind: str) -> FolderCodec:

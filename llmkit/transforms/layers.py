@@ -33,8 +33,8 @@ class Layers:
 
     Attributes:
         names: of the weights, in the model's order.
-        ignored: modules of the same kind that stay in floats, by all names that they have.
-        are_all: `names` and `ignored` are all linear layers there are.
+        ignored: modules that stay in floats and that a loader may make linear layers of, by all names that they have.
+        are_all: a plugin describes the model, which says by which names loaders know its layers.
         transposed: which of them the float model stores as [in, out].
         experts: which of them belong to an expert; told by name where no plugin describes the model.
     """
@@ -108,6 +108,8 @@ def choose_layers(
     slots = model.tensors()
     reasons = exclusion_reasons(ckpt, model, keep, only)
     usual = {name for name, slot in slots.items() if slot.kind == "linear"} | set(heads)
+    if not codec.holds_outer:
+        usual = {name for name in usual if slots[name].kind == "head" or slots[name].layer is not None}
     chosen = [name for name, why in reasons.items() if why is None and (only or name in usual)]
     if not chosen:
         model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
@@ -121,17 +123,34 @@ def layers_of(ckpt: Checkpoint, chosen: Sequence[str], codec: Codec) -> Layers:
     Raises:
         RequirementError: some are stored transposed, and the layout does not take them.
     """
-    model = ckpt.model
+    model, ignored = ckpt.model, _left_linear(ckpt, chosen)
     if model is None:
-        return Layers(chosen, [], False, experts=frozenset(filter(is_of_expert, chosen)))
-    slots, quantized = model.tensors(), frozenset(chosen)  # there may be thousands of experts
-    linear = [name for name, slot in slots.items() if slot.kind in ("linear", "head") and name.endswith(".weight")]
-    ignored = [name.removesuffix(".weight") for name in linear if name not in quantized]
-    ignored += [loaded for module in ignored if (loaded := model.names.loaded(module)) != module]
+        return Layers(chosen, ignored, False, experts=frozenset(filter(is_of_expert, chosen)))
+    slots = model.tensors()
     transposed = [name for name in chosen if slots[name].is_transposed]
     _refuse_transposed(ckpt, transposed, codec)
     experts = frozenset(name for name in chosen if slots[name].is_of_expert)
     return Layers(chosen, ignored, True, frozenset(transposed), experts)
+
+
+def _left_linear(ckpt: Checkpoint, chosen: Sequence[str]) -> list[str]:
+    """The modules that a loader may make linear layers of, without those of which `chosen` are the weights.
+
+    Every matrix may be one but a table that is looked up: classes of transformers and vLLM have linear layers where
+    others have parameters (routers, gates, the parts of other modalities). Some have no matrix here: a head that is
+    tied, and what a family's class has and never uses.
+    """
+    model, specs = ckpt.model, ckpt.specs
+    slots = model.tensors() if model is not None else {}
+    left_out = {name for name, slot in slots.items() if slot.kind == "embedding"}.union(chosen)
+    names = [name for name, slot in slots.items() if name in specs or slot.kind == "head"]
+    names += [*(model.unread_weights() if model is not None else ()), *specs]
+    modules = [
+        name.removesuffix(".weight")
+        for name in dict.fromkeys(names)
+        if name.endswith(".weight") and name not in left_out and (name not in specs or len(specs[name].shape) == 2)
+    ]
+    return list(dict.fromkeys([*modules, *map(model.names.loaded, modules)] if model is not None else modules))
 
 
 def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> None:
@@ -195,7 +214,7 @@ def _choose_without_plugin(ckpt: Checkpoint, keep: Sequence[str], only: Sequence
             f"{ckpt.label}: {listing(tables, 1)} are embeddings by their names, which are never quantized",
             hint=f"leave them out: --keep {' --keep '.join(globs_of(tables))}",
         )
-    return Layers(list(chosen), [], False, frozenset(transposed), frozenset(filter(is_of_expert, chosen)))
+    return replace(layers_of(ckpt, list(chosen), codec), transposed=frozenset(transposed))
 
 
 def _transposed(ckpt: Checkpoint, names: Iterable[str]) -> list[str]:

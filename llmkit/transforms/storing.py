@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def encoded_checkpoint(
             tensors[stem + end] = part
     by_module = {name.removesuffix(".weight"): matrix for name, matrix in matrices.items()}
     experts = {name.removesuffix(".weight") for name in layers.experts}
-    entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all)
+    entry = codec.describe(by_module, layers.ignored, are_all=layers.are_all, experts=experts)
     config = {key: value for key, value in ckpt.config.items() if key not in CONFIG_KEYS}
     files = {name: FileContent.of_json(value) for name, value in codec.files(entry).items()}
     encoded = ckpt.derive(
@@ -69,6 +69,14 @@ def encoded_checkpoint(
         notes=[
             *codec.notes(by_module, experts),
             *(serving_notes(ckpt.model, matrices) if ckpt.model is not None else ()),
+            *_loader_limits(ckpt, tensors),
         ],
     )
     return replace(encoded, float_specs=ckpt.specs)
+
+
+def _loader_limits(ckpt: Checkpoint, tensors: Iterable[str]) -> list[str]:
+    """What the family's plugin says of loaders of such tensors."""
+    limits = ckpt.architecture.loader_limits if ckpt.architecture is not None else {}
+    ends = {name.rpartition(".")[2] for name in tensors} if limits else ()
+    return list(dict.fromkeys(said for end, said in limits.items() if end in ends))

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import READ_SINCE_5, Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import (
     Block,
@@ -101,6 +101,7 @@ ARCHITECTURE = Architecture(
             **linears("mlp", "mlp_block"),
         },
     ),
+    loader_limits={"weight_scale": READ_SINCE_5.format("codes")},
     tiny={
         "intermediate_size": 96, "num_key_value_heads": 1, "block_types": ["recurrent", "attention"],
         "attention_window_size": 6, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "bos_token_id": 2,

@@ -168,6 +168,32 @@ def test_what_vllm_makes_room_for(codec, bits, symmetric, group):
         assert (entry["zero_point"], entry["modules_to_not_convert"]) == (True, ["lm_head"])
 
 
+@pytest.mark.parametrize(
+    ("floats", "listed"),
+    [
+        (["lm_head"], None),
+        (["m.0.mlp.gate", "lm_head"], ["q_proj", "gate_proj"]),
+        (["m.1.attn.q_proj"], ["m.0.attn.q_proj", "m.0.mlp.gate_proj"]),
+        (["m.0.mlp.shared.gate_proj"], ["attn.q_proj", "mlp.gate_proj"]),
+    ],
+)
+def test_gptq_lists_what_is_quantized_by_the_shortest_names_that_tell(floats, listed):
+    """Optimum goes by the ends of names, vLLM by any part of them."""
+    matrices = dict.fromkeys(["m.0.attn.q_proj", "m.0.mlp.gate_proj"], zeros_on(Grid(4, 32)))
+    entry = CODEC.describe(matrices, floats, are_all=True)
+    assert (entry["block_name_to_quantize"], entry.get("modules_in_block_to_quantize")) == ("m", listed and [listed])
+
+
+def test_a_name_in_that_of_a_quantized_module_is_refused_for_awq():
+    """Loaders of AWQ look for the names of floats anywhere in a name."""
+    matrices = {"m.0.mlp.gate_proj": zeros_on(Grid(4, 32))}
+    assert AWQ.describe(matrices, ["m.0.mlp.router"], are_all=True)["modules_to_not_convert"] == ["m.0.mlp.router"]
+    with pytest.raises(
+        SpecError, match=r"^m\.0\.mlp\.gate stays in floats, and loaders of AWQ then leave out m\.0\.mlp"
+    ):
+        AWQ.describe(matrices, ["m.0.mlp.gate"], are_all=True)
+
+
 def test_matrices_of_other_grids_have_rules_of_their_own():
     """`dynamic` of GPTQModel: the most frequent kind stands in the entry, each other module by an anchored pattern."""
     kinds = {"a.0": Grid(4, 32), "a.1": Grid(4, 32), "b.2": Grid(8, None)}

@@ -304,6 +304,8 @@ def test_without_a_plugin_the_layers_must_be_named(tmp_path):
     assert "a.lin.weight_packed" in out.tensors
     assert "a.emb.weight" in out.tensors
     assert out.config["quantization_config"]["config_groups"]["group_0"]["targets"] == ["a.lin"]
+    skipped = quantize(ckpt, bits=8, only=["a.lin"], format="bitsandbytes").config["quantization_config"]
+    assert skipped["llm_int8_skip_modules"] == ["a.emb"]  # whatever it is
     with pytest.raises(SpecError, match=r"matches no matrix whose name ends in \.weight"):
         quantize(ckpt, bits=8, only=["a.lin.bias"])
 

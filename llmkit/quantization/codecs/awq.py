@@ -12,7 +12,7 @@ Source: awq/modules/linear of casper-hansen/AutoAWQ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,12 @@ class Awq(QweightCodec):
         return fitting[0].read(words, scales, zeros, settings)
 
     def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+        self,
+        matrices: Mapping[str, QuantizedMatrix],
+        ignore: Sequence[str],
+        *,
+        are_all: bool,
+        experts: Collection[str] = (),
     ) -> dict[str, Any]:
         sizes = {matrix.grid.group_size: module for module, matrix in matrices.items()}
         if len(sizes) > 1:
@@ -77,13 +82,14 @@ class Awq(QweightCodec):
                 f"{self.name} has one group size for all matrices; found {' and '.join(map(str, sizes))} "
                 f"({listing(list(sizes.values()))})"
             )
+        _refuse_skipped(list(matrices), ignore)
         return {
             "quant_method": self.name,
             "bits": 4,
             "group_size": next(iter(sizes), None) or -1,
             "zero_point": True,
             "version": "gemm",
-            "modules_to_not_convert": list(ignore) or None,
+            "modules_to_not_convert": list(ignore),
         }
 
     def _words(self, specs: Specs, module: str) -> str | None:
@@ -93,6 +99,21 @@ class Awq(QweightCodec):
         if form is None:
             return None
         return f"int4 group {known[0].shape[0] // known[1].shape[0]}" if form is _FORMS[0] else f"int4 ({form.name})"
+
+
+def _refuse_skipped(modules: Sequence[str], ignore: Sequence[str]) -> None:
+    """Loaders leave out every module whose name has one of those that stay in floats anywhere in it.
+
+    Raises:
+        SpecError: a quantized module is one of them.
+    """
+    together = "\n".join(modules)
+    if (inside := next((name for name in ignore if name in together), None)) is not None:
+        module = next(module for module in modules if inside in module)
+        raise SpecError(
+            f"{inside} stays in floats, and loaders of AWQ then leave out {module}, whose name contains that",
+            hint=f"leave both in floats (--keep '{inside}*'), or take --format gptq or compressed-tensors",
+        )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,16 @@ from typing import Any, ClassVar, Literal
 from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, required, small
+from llmkit.quantization.codec import (
+    JOINED_EXPERTS,
+    REMEDY,
+    FolderCodec,
+    Specs,
+    StoredFolder,
+    error_context,
+    required,
+    small,
+)
 from llmkit.quantization.codecs.nested_scales import NestedScales, nested_scales, parts_of_scales
 from llmkit.quantization.matrix import Decoded, Grid, QuantizedMatrix, Rearranged, Restorable
 from llmkit.quantization.points import FP4, NF4, Points
@@ -111,18 +120,18 @@ class BitsAndBytes(FolderCodec):
         raise RequirementError("its blocks cross the rows", hint=REMEDY)
 
     def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+        self,
+        matrices: Mapping[str, QuantizedMatrix],
+        ignore: Sequence[str],
+        *,
+        are_all: bool,
+        experts: Collection[str] = (),
     ) -> dict[str, Any]:
         first = next(iter(matrices.values()))
         points, dtype = first.grid.points, (first.dtype or DType.F32).torch_name
         if len({matrix.bits for matrix in matrices.values()}) > 1:
             raise RequirementError(
                 f"{self.name} has 4 or 8 bits in all layers of a folder, not both", hint="--format compressed-tensors"
-            )
-        if not are_all:
-            raise RequirementError(
-                f"{self.name} lists the linear layers that stay in floats, and no plugin tells which there are",
-                hint="--format compressed-tensors lists those that are quantized",
             )
         return {
             "quant_method": "bitsandbytes",
@@ -133,15 +142,16 @@ class BitsAndBytes(FolderCodec):
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
             "llm_int8_threshold": 6.0,
-            "llm_int8_skip_modules": list(ignore) or None,
+            "llm_int8_skip_modules": list(ignore),  # null leaves the head out
             "llm_int8_enable_fp32_cpu_offload": False,
             "llm_int8_has_fp16_weight": False,
         }
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
+        notes = [JOINED_EXPERTS] if any(name in matrices for name in experts) else []
         if any(matrix.grid.points is None for matrix in matrices.values()):
-            return ["bitsandbytes computes with inputs rounded to int8, too: expect slightly other scores there"]
-        return []
+            notes.append("bitsandbytes computes with inputs rounded to int8, too: expect slightly other scores there")
+        return notes
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         for kind in _TYPES:

@@ -200,14 +200,19 @@ class CompressedTensors(FolderCodec):
             raise SpecError(f"{label}: quantization_config has no config_groups")
 
     def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+        self,
+        matrices: Mapping[str, QuantizedMatrix],
+        ignore: Sequence[str],
+        *,
+        are_all: bool,
+        experts: Collection[str] = (),
     ) -> dict[str, Any]:
         # The first kind has the class where it can, the others the names of their modules, which go before it. It is
         # the most frequent, or that of experts: transformers reads all of them by the first group that names a class.
         named: dict[tuple[Grid, bool], list[str]] = {}
         for module, matrix in matrices.items():
             named.setdefault((matrix.grid, matrix.order is not None), []).append(module)
-        ranked = sorted(named, key=lambda kind: (not any(".experts." in m for m in named[kind]), -len(named[kind])))
+        ranked = sorted(named, key=lambda kind: (not any(m in experts for m in named[kind]), -len(named[kind])))
         targets = [["Linear"] if are_all and i == 0 else named[kind] for i, kind in enumerate(ranked)]
         # transformers 5 decompresses while it loads. Left packed, modules have no `weight`, which the classes of some
         # families read (Falcon's forward, RWKV's initialization), and compressed-tensors 0.18 to 0.20 expects zero
@@ -223,7 +228,7 @@ class CompressedTensors(FolderCodec):
                 f"group_{i}": {"targets": those, **{key: group[key] for key in group if is_mixed or key != "format"}}
                 for i, (group, those) in enumerate(zip(groups, targets, strict=True))
             },
-            "ignore": list(ignore),
+            "ignore": list(ignore) if are_all else [],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
             **({"run_compressed": False} if len({grid for grid, _ in ranked}) == 1 else {}),

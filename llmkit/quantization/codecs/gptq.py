@@ -130,7 +130,12 @@ class Gptq(QweightCodec):
         return QuantizedMatrix(Grid(bits, None, False), (n_out, n_in), codes, scales, offsets=offsets)
 
     def describe(
-        self, matrices: Mapping[str, QuantizedMatrix], ignore: Sequence[str], *, are_all: bool
+        self,
+        matrices: Mapping[str, QuantizedMatrix],
+        ignore: Sequence[str],
+        *,
+        are_all: bool,
+        experts: Collection[str] = (),
     ) -> dict[str, Any]:
         # The most frequent kind speaks for all, the others, and what is no kind at all, stand in `dynamic`.
         kinds = {module: _kind(matrix) for module, matrix in matrices.items()}
@@ -145,6 +150,7 @@ class Gptq(QweightCodec):
             "true_sequential": True,
             "lm_head": "lm_head" in matrices,
             **({"dynamic": others} if others else {}),
+            **_of_blocks(list(matrices), ignore),
             "meta": {"quantizer": [f"llmkit:{__version__}"]},
         }
 
@@ -152,9 +158,12 @@ class Gptq(QweightCodec):
         return {self.config_file: entry}
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
+        notes = super().notes(matrices, experts)
         if self.lowest_zero and any(matrix.zeros is not None for matrix in matrices.values()):
-            return ["GPTQModel reads zero points of the first version in its own files only; those of gptq_v2 in all"]
-        return []
+            notes.append(
+                "GPTQModel reads zero points of the first version in its own files only; those of gptq_v2 in all"
+            )
+        return notes
 
     def _words(self, specs: Specs, module: str) -> str | None:
         words, scales, zeros = (specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros"))
@@ -216,6 +225,27 @@ def _neighbours(n_in: int, group: int) -> Lazy:
 
     attrs = {"columns": n_in, "group": group}
     return Apply("constant", [], TensorSpec(DType.I32, (n_in,)), fn, attrs, row_step=None, output_rows=[0]).output()
+
+
+def _of_blocks(modules: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
+    """What tells Optimum, which does not read `dynamic`, where blocks are and which of their layers are quantized.
+
+    It takes linear layers whose names end in one of those listed, vLLM those that have one of them anywhere: the
+    shortest ends of names that are in none of `ignore`.
+    """
+    found = {match[1] for name in modules if (match := re.match(r"(.*?)\.\d+\.", name))}
+    if len(found) != 1:
+        return {}
+    blocks = found.pop()
+    entry: dict[str, Any] = {"block_name_to_quantize": blocks}
+    left = [name for name in ignore if name.startswith(f"{blocks}.")]
+    if not left:
+        return entry
+    for beginning in (r"^.*\.", r"^.*?\.\d+\.", "^"):
+        ends = list(dict.fromkeys(re.sub(beginning, "", module) for module in modules))
+        if not any(end in name for name in left for end in ends):
+            break
+    return entry | {"modules_in_block_to_quantize": [ends]}
 
 
 def _kind(matrix: QuantizedMatrix) -> dict[str, Any]:

@@ -6,11 +6,11 @@ Both store matrices transposed: groups are rows, and a row of the file has one n
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, small
+from llmkit.quantization.codec import JOINED_EXPERTS, REMEDY, FolderCodec, Specs, StoredFolder, error_context, small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
@@ -28,6 +28,10 @@ class QweightCodec(FolderCodec):
     form_key: ClassVar[str]
     forms: ClassVar[tuple[str, ...]]
     scale_dtypes = (DType.F16, DType.BF16)
+    holds_outer = False  # Optimum and AutoAWQ look into blocks
+
+    def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
+        return [JOINED_EXPERTS] if any(name in matrices for name in experts) else []
 
     @abstractmethod
     def _words(self, specs: Specs, module: str) -> str | None:
