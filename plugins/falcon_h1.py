@@ -98,6 +98,7 @@ ARCHITECTURE = Architecture(
         "attn_*",
     ),
     gguf=GGUF,
+    unadapted=("out_proj",),
     names=replace(
         BAMBA.names, slots={**SLOTS, **{f"attn.ssm.{slot}": f"mamba.{name}" for slot, name in MIXER.items()}}
     ),

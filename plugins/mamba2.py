@@ -79,6 +79,7 @@ ARCHITECTURE = Architecture(
         read=_read,
         write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},
     ),
+    unadapted=("out_proj",),
     names=Names(
         embed="backbone.embeddings",
         final_norm="backbone.norm_f",

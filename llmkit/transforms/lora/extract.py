@@ -77,7 +77,7 @@ def survey(
     if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
         raise RequirementError("a rank is 1 or more, an energy above 0, at most 1", hint="--rank 16, or --energy 0.9")
     base, tuned = _with_heads(base), _with_heads(tuned)
-    linear = frozenset(_linear_names(base, tuned))
+    linear = frozenset(_linear_names(base, tuned)).difference(_unadapted(base))
     ranks: dict[str, int] = {}
     saved: list[str] = []
     unchanged = 0
@@ -156,6 +156,8 @@ def extract(
     grown = any(base.tensors[n].shape != t.shape for n, t in saved.items() if n in base.tensors)
     if saved:
         notes.append(f"changed, and stored whole: {listing(saved)}")
+    if not _unadapted(base).isdisjoint(found.saved):
+        notes.append("PEFT puts no adapter on these layers of the family: " + listing(sorted(_unadapted(base)), 1))
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
     if base.model is not None:  # PEFT sees what transformers makes
         modules = {base.model.names.loaded(m): parts for m, parts in modules.items()}
@@ -199,7 +201,7 @@ def _with_heads(ckpt: Checkpoint) -> Checkpoint:
 def _left_to_adapt(base: Checkpoint, tuned: Checkpoint, saved: Sequence[str]) -> str:
     """A linear weight that lies in no module that PEFT saves whole."""
     modules = {n.rpartition(".")[0]: n for n in reversed(saved) if not n.endswith(".bias")}
-    linear = _linear_names(base, tuned)
+    linear = [name for name in _linear_names(base, tuned) if name not in _unadapted(base)]
     for name in linear:
         if not any(name.startswith(f"{module}.") for module in modules):
             return name
@@ -215,6 +217,12 @@ def _transposed_names(ckpt: Checkpoint) -> frozenset[str]:
     """Weights that are stored [in, out]."""
     slots = ckpt.model.tensors() if ckpt.model is not None else {}
     return frozenset(name for name, slot in slots.items() if slot.is_transposed)
+
+
+def _unadapted(ckpt: Checkpoint) -> frozenset[str]:
+    """Weights of linear layers on which PEFT puts no adapter: what changed of them is stored whole."""
+    last = ckpt.architecture.unadapted if ckpt.architecture is not None else ()
+    return frozenset(name for name in ckpt.tensors if name.removesuffix(".weight").rpartition(".")[2] in last)
 
 
 def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
