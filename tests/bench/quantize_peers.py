@@ -1,6 +1,6 @@
 """Other tools that quantize, for quantize_quality.py: run by the Python of an environment that has the tool.
 
-    python tests/bench/quantize_peers.py gptqmodel|autoround|hqq|llmcompressor SETTINGS MODEL OUT
+    python tests/bench/quantize_peers.py gptqmodel|autoround|hqq|llmcompressor|llmcompressor_awq SETTINGS MODEL OUT
 
 SETTINGS is JSON: bits, group, symmetric and `ids`, a file with the windows of token ids to calibrate on. Linear layers
 are quantized, the embedding and the head are not. OUT is a folder that llmkit reads: quantized (GPTQ, or
@@ -65,14 +65,32 @@ def hqq(model: str, out: str, ids: list[list[int]], bits: int, group: int, symme
 
 
 def llmcompressor(model: str, out: str, ids: list[list[int]], bits: int, group: int, symmetric: bool) -> None:
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from datasets import Dataset
-    from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
 
+    run_llmcompressor(model, out, ids, [GPTQModifier(**llmcompressor_scheme(bits, group, symmetric))])
+
+
+def llmcompressor_awq(model: str, out: str, ids: list[list[int]], bits: int, group: int, symmetric: bool) -> None:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor  # asked for without a look, which fails where there is no GPU
+    rounded = QuantizationModifier(**llmcompressor_scheme(bits, group, symmetric))
+    run_llmcompressor(model, out, ids, [AWQModifier(duo_scaling="both"), rounded])
+
+
+def llmcompressor_scheme(bits: int, group: int, symmetric: bool) -> dict[str, Any]:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
     weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group)
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    recipe = GPTQModifier(ignore=["lm_head"], config_groups={"group_0": scheme})
+    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+    return {"ignore": ["lm_head"], "config_groups": groups}
+
+
+def run_llmcompressor(model: str, out: str, ids: list[list[int]], recipe: list[Any]) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
     floats = load(model)
     oneshot(

@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from llmkit.decoder.language_model import LanguageModel
+    from llmkit.evaluation.divergence import Distributions, Piece, Spans
 
 PEERS = Path(__file__).with_name("quantize_peers.py")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -84,6 +88,19 @@ def decoder(model: Path) -> LanguageModel:
     return load_backend(open_checkpoint(str(model)), backend="llmkit", dtype="float32")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Distributions that are computed for the first row only: 4 bytes a token and piece of the vocabulary."""
+
+    of: Distributions
+    batches: dict[tuple[tuple[int, int, int], ...], list[Piece]] = field(default_factory=dict)
+
+    def pieces(self, ids: Sequence[int], batch: Spans) -> Iterator[Piece]:
+        if tuple(batch) not in self.batches:
+            self.batches[tuple(batch)] = list(self.of.pieces(ids, batch))
+        yield from self.batches[tuple(batch)]
+
+
 def held_ids(model: Path, text: Path, context: int, n: int) -> list[int]:
     """The tokens of the first windows of a text, at most `n`."""
     from transformers import AutoTokenizer
@@ -125,6 +142,7 @@ def main() -> None:
 
     ids = held_ids(args.model, args.held, args.context, args.windows)
     reference = decoder(args.model)
+    kept = Kept(ModelDistributions(reference))
     taken = cut(args.model, args.layers, args.scratch / "cut") if args.layers else args.model
     samples = args.scratch / "samples.json"
     samples.write_text(json.dumps(calibration(args.model, args.calibration, args.length, args.samples)))
@@ -160,7 +178,7 @@ def main() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
                     seconds, processor, peak = run([*command, str(folder)], folder.with_suffix(".log"))
                     whole = completed(folder, args.model, args.scratch / "whole") if args.layers else folder
-                    found = measure_divergence(ModelDistributions(reference), decoder(whole), ids, context=args.context)
+                    found = measure_divergence(kept, decoder(whole), ids, context=args.context)
                     cost = {"seconds": seconds, "processor": processor, "peak": peak}
                     note.write_text(json.dumps({**found.as_dict(), **cost}))
             except (RuntimeError, LlmkitError) as error:
