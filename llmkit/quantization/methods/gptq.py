@@ -29,12 +29,13 @@ from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
-from llmkit.quantization.methods.rtn import quantized_rows, to_points
-from llmkit.quantization.search import searched_scales
+from llmkit.quantization.methods.rtn import quantized_rows
+from llmkit.quantization.refinement import Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
 _CORRECTION = 0.5  # the share a
+_N_SWEEPS = {1: 4, 2: 4, 3: 4, 4: 2}  # of the refinement, by bits: with more of them rounding is nearly exact
 _N_COLUMNS = 128  # corrected one by one; those behind them by one product
 
 
@@ -43,6 +44,7 @@ class GPTQ(Method):
 
     Args:
         gives_corrected: `QuantizedRows.corrected` is there, for methods that start where this one ends.
+        n_sweeps: of the refinement; None for the usual number.
     """
 
     name = "gptq"
@@ -52,8 +54,8 @@ class GPTQ(Method):
     is_row_wise = False
     takes_points = True
 
-    def __init__(self, *, gives_corrected: bool = False) -> None:
-        self._gives_corrected, self._has_act_order = gives_corrected, False
+    def __init__(self, *, gives_corrected: bool = False, n_sweeps: int | None = None) -> None:
+        self._gives_corrected, self._has_act_order, self._n_sweeps = gives_corrected, False, n_sweeps
 
     def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
         made = copy.copy(super().configured(iterations=iterations))
@@ -81,9 +83,11 @@ class GPTQ(Method):
         if statistics.cross_moments is not None:
             cross = original @ statistics.cross_moments.float()
             columns.addmm_(factor.T, factor @ cross[:, order].T, alpha=_CORRECTION)
-        grids = _Grids(n_out, n_in, grid, scale_dtype)
+        grids = Grids(n_out, n_in, grid, scale_dtype)
         importance = statistics.mean_squares
         size = grid.group_size or n_in
+        n_sweeps = _N_SWEEPS.get(grid.bits, 0) if self._n_sweeps is None else self._n_sweeps
+        wanted = columns.clone() if n_sweeps else columns
         if self.gives_order(grid):
             by_rank = importance[order] if importance is not None else None
             groups = torch.arange(n_in) // size
@@ -94,41 +98,22 @@ class GPTQ(Method):
                 grids.search(first // size, own, weights)
 
             q = _rounded(columns, factor, groups, grids, begin)
-            stored = (groups[in_place]).int()
+            stored, grouped = groups[in_place].int(), torch.arange(n_in)
         else:
             grids.search(0, columns[in_place], importance)
-            q, stored = _rounded(columns, factor, order // size, grids), None
+            q, stored, grouped = _rounded(columns, factor, order // size, grids), None, in_place
+        columns, q = (wanted if n_sweeps else columns)[grouped], q[grouped]
+        if n_sweeps:
+            moments = statistics.second_moments.float()
+            added = damping * float(moments.diagonal().mean())
+            inputs = Inputs(moments if stored is None else moments[order][:, order], added)
+            refine(columns, q, grids, inputs, n_sweeps)
+        if stored is not None:
+            columns, q = columns[in_place], q[in_place]
         note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
         scales, zeros = grids.scales.T, grids.zeros_of_rows
-        corrected = columns[in_place].T if self._gives_corrected else None
-        return quantized_rows(original, q[in_place].T, scales, zeros, grid, stored, note, corrected)
-
-
-class _Grids:
-    """The scales [groups, out] of a matrix, and its zero points as points, int8; None on a symmetric grid."""
-
-    def __init__(self, n_out: int, n_in: int, grid: Grid, scale_dtype: torch.dtype) -> None:
-        self.grid, self._size = grid, grid.group_size or n_in
-        shape = grid.n_groups(n_in), n_out
-        self.scales = torch.ones(shape, dtype=scale_dtype)
-        self.zeros = None if grid.is_symmetric else torch.zeros(shape, dtype=torch.int8)
-
-    @property
-    def zeros_of_rows(self) -> torch.Tensor | None:
-        """Zero points [out, groups]."""
-        return self.zeros.T if self.zeros is not None else None
-
-    def search(self, first: int, columns: torch.Tensor, importance: torch.Tensor | None) -> None:
-        """Those with the least error for columns [n, out] of groups from `first` on, weighted by importance [n]."""
-        missing = -len(columns) % self._size
-        rows = torch.nn.functional.pad(columns.T, (0, missing)).view(columns.shape[1], -1, self._size)
-        if importance is not None:
-            importance = torch.nn.functional.pad(importance, (0, missing)).view(-1, self._size)
-        scales, zeros = searched_scales(rows, self.grid, self.scales.dtype, importance)
-        found = slice(first, first + rows.shape[1])
-        self.scales[found] = scales.T
-        if self.zeros is not None and zeros is not None:
-            self.zeros[found] = zeros.T
+        corrected = columns.T if self._gives_corrected else None
+        return quantized_rows(original, q.T, scales, zeros, grid, stored, note, corrected)
 
 
 class _Factored(NamedTuple):
@@ -177,7 +162,7 @@ def _rounded(
     columns: torch.Tensor,
     factor: torch.Tensor,
     groups: torch.Tensor,
-    grids: _Grids,
+    grids: Grids,
     begin: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Points on the grid, int8 [in, out].
@@ -188,8 +173,7 @@ def _rounded(
         groups: [in], the group of each column.
         begin: searches the grid of a group when its first column is reached; None where that is done.
     """
-    n_in, size = len(columns), grids.grid.group_size or len(columns)
-    q_min, q_max = -grids.grid.middle, grids.grid.middle - 1
+    n_in, size = len(columns), grids.group_size
     q = torch.empty(columns.shape, dtype=torch.int8)
     diagonal, of_column = factor.diagonal().tolist(), groups.tolist()
     step = max(_N_COLUMNS // size * size, 1) if begin is not None and size <= _N_COLUMNS else _N_COLUMNS
@@ -200,21 +184,8 @@ def _rounded(
         for j in range(stop - start):
             if begin is not None and (start + j) % size == 0:
                 begin(start + j, columns[start + j : start + j + size])
-            scale, column = grids.scales[of_column[start + j]].float(), block[j]
-            point = column / scale
-            if grids.grid.points is not None:
-                codes = grids.grid.points.codes(point)
-                restored = grids.grid.points.numbers(codes).mul_(scale)
-                point = to_points(codes, grids.grid)
-            elif grids.zeros is None:
-                point = point.round_().clamp_(q_min, q_max)
-                restored = point * scale
-            else:
-                offset = grids.zeros[of_column[start + j]].float()
-                point = point.add_(offset).round_().clamp_(q_min, q_max)
-                restored = (point - offset).mul_(scale)
-            q[start + j] = point
-            torch.sub(column, restored, out=errors[j]).div_(diagonal[start + j])
+            q[start + j], restored = grids.nearest(of_column[start + j], block[j])
+            torch.sub(block[j], restored, out=errors[j]).div_(diagonal[start + j])
             if j + 1 < len(block):
                 block[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
         if stop < n_in:
