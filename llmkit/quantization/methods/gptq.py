@@ -11,6 +11,8 @@ come, each group's are searched when its first column is reached, and the group 
 Where x is unlike the input f that the model in floats has in its place, what is rounded is not the weight W but
 W + a W C H^-1, C being the sum of (f - x) x^T: with a = 1 the least error of the outputs for x beside W f.
 
+Afterwards scales and codes are changed in turn while the error falls (llmkit/quantization/refinement.py).
+
 H is damped by 1 % of its mean diagonal, and by ten times as much as often as its factorization fails. A column that no
 token reached is rounded to nearest, as in the original; here its weights are not zeroed.
 
