@@ -110,6 +110,10 @@ def lookup(key: Key | Computed, config: Mapping[str, Any]) -> Any:
 def absent(key: str, config: Mapping[str, Any]) -> SpecError:
     """The error of a required key that `config` has not."""
     stated = [other for other, value in config.items() if not isinstance(value, bool)]  # flags have defaults
+    if key in stated:
+        return SpecError(
+            f"config.json: {key} is null, and this architecture needs it", hint=f"state {key}, as published"
+        )
     guess = nearest(key, stated)
     return SpecError(
         f"config.json has no {key!r}, which this architecture needs",

@@ -87,6 +87,9 @@ class RecordedConfig(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._config)
 
+    def __repr__(self) -> str:
+        return repr(self._config)
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:

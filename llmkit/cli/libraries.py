@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 # Read by the libraries when they are imported: they have handlers of their own.
-_VERBOSITY = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+_VERBOSITY = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "DATASETS_VERBOSITY": "critical"}
 
 
 @contextmanager

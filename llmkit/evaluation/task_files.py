@@ -23,12 +23,8 @@ def check_task_names(names: Collection[str], include: Path | None = None) -> Non
     Raises:
         InputError: there is such a name.
     """
-    spec = importlib.util.find_spec("lm_eval") if names else None
-    if spec is None or not spec.submodule_search_locations:
-        return
-    left, present = {name.encode() for name in names}, set()
-    folders = [Path(spec.submodule_search_locations[0]) / "tasks", *([include] if include is not None else [])]
-    for data in (data for folder in folders for data in _files(folder)):
+    left, present = {name.encode() for name in names}, set[bytes]()
+    for data in _texts(include) if names else ():
         present.update(_NAMED.findall(data))
         left = {name for name in left if name not in data}
         if not left:
@@ -37,12 +33,24 @@ def check_task_names(names: Collection[str], include: Path | None = None) -> Non
         raise unknown_task(min(left).decode(), [name.decode() for name in present])
 
 
+def task_names(include: Path | None = None) -> list[str]:
+    """The names that lm-eval's files, and those of a folder besides, give to tasks, groups and tags."""
+    return sorted({name.decode() for data in _texts(include) for name in _NAMED.findall(data)})
+
+
 def unknown_task(name: str, names: Collection[str]) -> InputError:
     """The error for a name that is none of lm-eval's tasks `names`."""
     return InputError(
         f"no benchmark or lm-eval task {name!r} (benchmarks: {', '.join(bench_names())}; lm-eval tasks: {len(names)})",
         hint=suggestion(name, [*bench_names(), *names], "lm_eval ls tasks prints lm-eval's own", "--bench "),
     )
+
+
+def _texts(include: Path | None) -> Iterator[bytes]:
+    spec = importlib.util.find_spec("lm_eval")
+    own = spec.submodule_search_locations if spec is not None else None
+    for folder in [*(Path(path) / "tasks" for path in (own or [])[:1]), *([include] if include is not None else [])]:
+        yield from _files(folder)
 
 
 def _files(folder: Path) -> Iterator[bytes]:

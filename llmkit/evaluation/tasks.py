@@ -6,6 +6,7 @@ Imported only when something is evaluated: it needs lm-eval at once, as its task
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -23,10 +24,11 @@ from llmkit.errors import InputError, LlmkitError, RequirementError, counted, li
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
-from llmkit.evaluation.task_files import unknown_task
+from llmkit.evaluation.task_files import task_names, unknown_task
 from llmkit.evaluation.task_index import replaced, task_manager
 
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
+_FETCHING = ("datasets", "huggingface_hub", "requests", "httpx", "urllib3", "aiohttp")
 _SHOTS_SEED = 1234  # lm-eval's own
 _NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")
 
@@ -115,7 +117,8 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
     manager = task_manager(names, include)
     for name in names:
         if name not in manager.all_tasks:
-            raise unknown_task(name, task_manager(None, include).all_tasks)
+            _refuse_damaged(name, include)
+            raise unknown_task(name, task_names(include))
     try:
         with datasets_in(data):
             if hasattr(manager, "load"):
@@ -130,11 +133,48 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
             hint=f"pip install {missing}" if missing else "pip install 'lm-eval[TASK]', as its README says",
         ) from error
     except Exception as error:  # see bench_task
-        where = "the hub: check the network, or give the data set: --data FOLDER"
+        cause = error
+        while type(cause).__name__.startswith("DatasetGeneration") and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        files = [f for f in (getattr(manager.task_index.get(n), "yaml_path", None) for n in names) if f is not None]
+        hint = "check the network, or give the data set: --data FOLDER"
+        if data is not None:
+            hint = f"its data comes from {data}"
+        elif not _is_network(cause) and files:
+            hint = f"see its definition and the data that it names: {listing(map(str, files))}"
         raise InputError(
-            f"lm-eval could not load {listing(names)} ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
-            hint=f"its data comes from {where if data is None else data}",
+            f"lm-eval could not load {listing(names)} ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})",
+            hint=hint,
         ) from error
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether an error is that of a library that fetches, or of the connection itself."""
+    source = type(error).__module__.partition(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or source in _FETCHING
+
+
+def _refuse_damaged(name: str, include: Path | None) -> None:
+    """Refuse definitions of one's own that name a task and that lm-eval leaves out as unreadable.
+
+    Raises:
+        InputError: naming the file, and what lm-eval's reader says of it.
+    """
+    try:
+        from lm_eval.tasks._index import load_yaml
+    except ImportError:  # another version
+        return
+    word = re.compile(rb"(?<![\w-])" + re.escape(name.encode()) + rb"(?![\w-])")
+    for path in sorted(include.rglob("*.yaml")) if include is not None else ():
+        try:
+            if word.search(path.read_bytes()):
+                load_yaml(path, resolve_func=False, recursive=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{path} is no definition that lm-eval reads ({type(error).__name__}: {reason})",
+                hint="correct the file, or what it includes",
+            ) from error
 
 
 def leaf_tasks(loaded: Any) -> Iterator[Any]:

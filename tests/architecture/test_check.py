@@ -146,8 +146,10 @@ def test_rotary_buffers_are_ignored_and_said_to_be():
     ("changes", "message"),
     [
         ({"hidden_size": ...}, "no 'hidden_size'"),
-        ({"vocab_size": None}, "no 'vocab_size'"),
+        ({"vocab_size": ...}, "no 'vocab_size'"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers is '3', expected a positive whole number"),
+        ({"hidden_size": None}, "config.json: hidden_size is null"),
+        ({"hidden_size": {"a": 1}}, r"hidden_size is \{'a': 1\}, expected a positive whole number"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"hidden_size": 30}, "hidden_size 30 is not a multiple of num_attention_heads 4"),

@@ -248,3 +248,38 @@ def test_an_unknown_task_has_a_nearest_name(monkeypatch):
     with pytest.raises(InputError) as caught:
         load_lm_eval_tasks(["hellaswagg"])
     assert caught.value.hint == "did you mean --bench hellaswag?"
+
+
+DEFINITION = """task: my_own_task
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: [a, b]
+doc_to_target: a
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "data", "words"),
+    [
+        ("task: my", "include: absent.yaml\ntask: my", "", ("mine.yaml is no definition", "absent.yaml")),
+        ("task: my", "include: mine.yaml\ntask: my", "", ("mine.yaml is no definition", "cycle")),
+        ("[a, b]", "[a, b", "", ("mine.yaml is no definition", "ParserError")),
+        ("{{q}}", "{{q", '{"q": "x", "a": 0}', ("TemplateSyntaxError", "see its definition", "mine.yaml")),
+        ("", "", '{"q": "x", "a": 0', ("ArrowInvalid", "see its definition", "mine.yaml")),
+        ("", "", None, ("FileNotFoundError", "data.jsonl", "see its definition", "mine.yaml")),
+    ],
+)
+def test_a_definition_of_ones_own_that_fails_is_named(tmp_path, old, new, data, words):
+    if data is not None:
+        (tmp_path / "data.jsonl").write_text(data)
+    text = DEFINITION.format(data=tmp_path / "data.jsonl")
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1) if old else text)
+    with pytest.raises(InputError) as caught:
+        load_lm_eval_tasks(["my_own_task"], None, tmp_path)
+    said = f"{caught.value} {caught.value.hint}"
+    assert [word for word in words if word not in said] == []
+    assert "network" not in said
