@@ -13,6 +13,8 @@ import llmkit
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.cli.app import main
 
+FAMILIES = ["llama", "qwen3_moe"]
+
 
 def command(model, text, out):
     return [
@@ -22,25 +24,40 @@ def command(model, text, out):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
-def test_two_processes_write_what_one_does(tmp_path, family):
-    """And two that have too little to do say so once; both runs are of the same processes, which import torch once."""
-    model, text = world.written(tmp_path / "m", family, None), tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Each family quantized by one process, then by two that import torch once; last they have too little to do."""
+    folder = tmp_path_factory.mktemp("ranks")
+    text, lines = folder / "text.txt", []
     text.write_text("\n".join(vocab_world.ENGLISH) * 4)
-    assert main(command(model, text, tmp_path / "one")) == 0
-    runs = command(model, text, tmp_path / "two"), [*command(model, text, tmp_path / "three"), "--samples", "1"]
-    script = tmp_path / "both.py"
-    script.write_text(f"from llmkit.cli.app import main\nfor words in {runs!r}:\n    code = main(words)\nexit(code)\n")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29655", str(script)]
-    done = subprocess.run([sys.executable, *torchrun], capture_output=True, text=True, timeout=300)
-    assert (tmp_path / "two").is_dir(), done.stderr
-    assert done.stdout.count('"relative_error"') == 1 + 5  # one document
-    one, two = (dequantized(llmkit.open_checkpoint(tmp_path / out)).tensors for out in ("one", "two"))
+    for family in FAMILIES:
+        (folder / family).mkdir()
+        model = world.written(folder / family / "m", family, None)
+        assert main(command(model, text, folder / family / "one")) == 0
+        lines.append(command(model, text, folder / family / "two"))
+    lines.append([*command(model, text, folder / "three"), "--samples", "1"])
+    script = folder / "all.py"
+    script.write_text(f"from llmkit.cli.app import main\nfor words in {lines!r}:\n    code = main(words)\nexit(code)\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    return folder, subprocess.run([sys.executable, *torchrun], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_write_what_one_does(runs, family):
+    folder, done = runs
+    assert (folder / family / "two").is_dir(), done.stderr
+    assert done.stdout.count('"relative_error"') == len(FAMILIES) * (1 + 5)  # one document each
+    one, two = (dequantized(llmkit.open_checkpoint(folder / family / out)).tensors for out in ("one", "two"))
     assert one.keys() == two.keys()
     for name, lazy in one.items():
         differing = (lazy.load() - two[name].load()).abs() > 1e-4
         assert differing.float().mean() < 0.02, name
+
+
+@pytest.mark.slow
+def test_two_processes_that_have_too_little_to_do_say_so_once(runs):
+    folder, done = runs
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("1 windows of text for 2 processes") == 1, done.stdout
-    assert not (tmp_path / "three").exists()
+    assert not (folder / "three").exists()
