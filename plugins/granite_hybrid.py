@@ -66,6 +66,7 @@ GRANITE_MOE_HYBRID = replace(
     block=_layers(replace(EXPERTS, shared="shared_ffn")),
     names=replace(NAMES, slots={**GRANITE_MOE_SHARED.names.slots, **_SLOTS}),
     gguf=hybrid_gguf.GRANITE_MOE,
+    fixed={},
     unused=(
         *(*GRANITE_MOE_SHARED.unused, "mamba_*", "rope_*", "init_method", "normalization_function", "time_step_*"),
         *("attention_multiplier", "position_embedding_type"),  # of a model without attention

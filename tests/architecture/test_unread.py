@@ -43,8 +43,14 @@ def test_nothing_is_said_of_the_families_own_configs(name):
 
 
 def test_nothing_is_said_of_what_is_computed_anyway():
-    for name, keys in (("gpt_neox", {"head_dim": 8}), ("granitemoe", {"position_embedding_type": "rope"})):
-        assert model_warnings(checkpoint(name, **keys)) == []
+    for name, keys in (
+        ("gpt_neox", {"head_dim": 8}),
+        ("granitemoe", {"position_embedding_type": "rope"}),
+        ("granitehybrid", {"layer_types": ["mamba", "mamba"]}),
+        ("granitemoehybrid", {"layer_types": ["mamba", "mamba"]}),
+    ):
+        left = PLUGINS[name].bind({**PLUGINS[name].tiny, **keys}).unread
+        assert (left.refused, left.unknown) == ((), ()), name
 
 
 def test_an_unknown_key_is_said_by_what_computes(tmp_path):
