@@ -101,10 +101,15 @@ def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     return ckpt.derive(
         tensors=tensors,
         config=config,
-        files={name: content for name, content in ckpt.files.items() if name != codec.config_file},
+        files={name: content for name, content in ckpt.files.items() if name not in config_files()},
         step={"transform": "dequantize"},
         warnings=codec.warnings(stored),
     )
+
+
+def config_files() -> frozenset[str]:
+    """The files beside config.json that say how weights are quantized; programs write those of others, too."""
+    return frozenset(reader.config_file for reader in folder_readers() if reader.config_file)
 
 
 def _float_config(config: Mapping[str, Any], codec: FolderReader) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _reader(ckpt: Checkpoint, scheme: Quantization) -> FolderReader:
     Raises:
         RequirementError: there is none.
     """
-    readers = {reader.name: reader for reader in folder_readers()}
+    readers = {name: reader for reader in folder_readers() for name in (reader.name, *reader.also)}
     if scheme.method in readers:
         return readers[scheme.method]
     if not scheme.n_weights:

@@ -22,6 +22,7 @@ from llmkit.checkpoint.spelling import LANGUAGE_MODEL_PREFIXES
 from llmkit.errors import SpecError
 from llmkit.quantization.codec import CONFIG_KEYS
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.spec import DType
 
 _SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", *CONFIG_KEYS)
 
@@ -46,13 +47,16 @@ def text_part(ckpt: Checkpoint) -> Checkpoint:
     return with_true_tying(ckpt.derive(tensors=sort_tensors(tensors), config=config, notes=[note]))
 
 
-def float_text_part(ckpt: Checkpoint) -> Checkpoint:
+def float_text_part(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     """The decoder in floats: a config names quantized modules as the whole model does, so they are restored first.
+
+    Args:
+        dtype: of the restored weights, as of `dequantized`.
 
     Raises:
         RequirementError, SpecError: as of `dequantized`.
     """
-    return text_part(dequantized(ckpt))
+    return text_part(dequantized(ckpt, dtype=dtype))
 
 
 def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:

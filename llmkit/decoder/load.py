@@ -95,7 +95,7 @@ def _loaded(
     where = torch_device(device)
     require_model(ckpt, "the decoder")
     architecture = architecture or require(text_part(ckpt).config, ckpt.label)
-    ckpt = float_text_part(ckpt)
+    ckpt = float_text_part(ckpt, dtype=wanted)
     model = architecture.bind(ckpt.config).fitted(ckpt.tensors)
     model.unread.raise_if_refused(ckpt.label)
     model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)

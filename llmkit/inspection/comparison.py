@@ -13,8 +13,10 @@ from llmkit.checkpoint.quantized import dequantized
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
+from llmkit.quantization.matrix import is_dequantized
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.slices import common_slices, load_rows
+from llmkit.tensors.spec import DType
 
 # Read in slices; computed in blocks whose float64 copies stay in the caches.
 _SLICE_NBYTES = 8 * 2**20
@@ -88,6 +90,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
     Quantized checkpoints are compared by the floats that they stand for.
     """
     left, right = dequantized(a), dequantized(b)
+    both = left is not a and right is not b
+    left, right = _restored_like(right, a, left, both=both), _restored_like(left, b, right, both=both)
     shared = [n for n in left.tensors if n in right.tensors]
     reshaped = {
         n: (left.tensors[n].shape, right.tensors[n].shape)
@@ -106,6 +110,21 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
         config=_changed_keys(a.config, b.config),
         files=_changed_files(a, b),
         is_dequantized=left is not a or right is not b,
+    )
+
+
+def _restored_like(other: Checkpoint, ckpt: Checkpoint, floats: Checkpoint, *, both: bool) -> Checkpoint:
+    """Weights that come from codes in the dtype of what they are compared with, or in float32 where those do, too."""
+    if floats is ckpt:
+        return floats
+    wanted = {
+        name: DType.F32 if (both and is_dequantized(against)) or not against.dtype.is_float else against.dtype
+        for name, lazy in floats.tensors.items()
+        if is_dequantized(lazy) and (against := other.tensors.get(name)) is not None
+    }
+    views = {dtype: dequantized(ckpt, dtype=dtype) for dtype in set(wanted.values())}
+    return floats.derive(
+        tensors={name: views[wanted[name]][name] if name in wanted else t for name, t in floats.tensors.items()}
     )
 
 

@@ -206,11 +206,13 @@ class FolderReader(ABC):
 
     Attributes:
         name: as `quant_method` in config.json spells it.
+        also: other names that it has there.
         config_keys: of config.json, what says how the tensors are quantized: the float model's has them not.
         config_file: a file in which its programs keep the quantization entry, too; releases may have only that.
     """
 
     name: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
     config_keys: ClassVar[tuple[str, ...]] = CONFIG_KEYS
     config_file: ClassVar[str] = ""
 

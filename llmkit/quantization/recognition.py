@@ -71,7 +71,11 @@ def _group_words(entry: Mapping[str, Any]) -> str:
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
             size, strategy = weights.get("group_size"), weights.get("strategy")
-            how = f"group {size}" if isinstance(size, int) and size > 0 else f"per {strategy or 'channel'}"
+            how = (
+                f"group {size}"
+                if isinstance(size, int) and size > 0
+                else f"per {strategy or ('channel' if size == -1 else 'tensor')}"
+            )
             symmetry = "symmetric" if weights.get("symmetric", True) else "asymmetric"
             kinds.append(f"{weights.get('type', 'int')}{weights.get('num_bits', '?')} {how} {symmetry}")
     return ", ".join(dict.fromkeys(kinds))

@@ -96,3 +96,66 @@ def test_schemes_are_those_of_compressed_tensors(tmp_path, dtype, strategy):
 def test_what_does_not_fit_together(tmp_path, size, scales, word):
     with pytest.raises(LlmkitError, match=word):
         dequantized(blocks(tmp_path, values(32, 64), scales, size))
+
+
+def one_number(weight):
+    """As AutoFP8 and ModelOpt store a tensor: the number has no dimension, or one."""
+    return torch.tensor(0.25), weight.float() * 0.25
+
+
+def one_a_row(weight):
+    """As FBGEMM stores it."""
+    scales = torch.rand(len(weight), 1)
+    return scales, weight.float() * scales
+
+
+KV = {"a.k_proj.k_scale": torch.tensor(1.0), "a.v_proj.v_scale": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "scaled", "more"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "static"}, one_number, {"input_scale": torch.tensor(0.5)}),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, one_number, {}),
+        ({"quant_method": "fbgemm_fp8"}, one_a_row, {"input_scale_ub": torch.tensor([1200.0])}),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, one_number, {"input_scale": torch.tensor(0.5)}),
+        (None, one_number, {"input_scale": torch.tensor(0.5)}),
+    ],
+)
+def test_scales_that_no_group_describes(tmp_path, entry, scaled, more):
+    """A weight is its value times the scale beside it (vLLM's fp8.py, fbgemm_fp8.py and modelopt.py)."""
+    tensors, expected = {"b.bias": torch.ones(3)}, {}
+    for i, module in enumerate(("a.k_proj", "a.v_proj")):
+        weight = values(32 + i, 64)
+        scales, expected[f"{module}.weight"] = scaled(weight)
+        tensors |= {f"{module}.weight": weight, f"{module}.weight_scale": scales}
+        tensors |= {f"{module}.{end}": part.clone() for end, part in more.items()}
+    ckpt = folder(tmp_path, tensors | KV, entry)
+    if entry is None or "quant_algo" in entry:  # releases of ModelOpt before 0.29 have this file alone
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+        ckpt = open_checkpoint(tmp_path)
+    floats = dequantized(ckpt, dtype=DType.F32)
+    assert sorted(floats.tensors) == [*sorted(expected), "b.bias"]
+    assert all(torch.equal(floats[name].load(), weight) for name, weight in expected.items())
+    assert "hf_quant_config.json" not in floats.files
+    assert any("activations in" in warning for warning in floats.warnings)
+
+
+def test_float4_of_modelopt(tmp_path):
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = torch.randint(0, 16, (6, 64), dtype=torch.uint8)
+    scales, of_all = torch.rand(6, 4).to(torch.float8_e4m3fn), torch.tensor(0.0123)
+    tensors = {
+        "a.weight": codes[:, ::2] | codes[:, 1::2] << 4,
+        "a.weight_scale": scales,
+        "a.weight_scale_2": of_all,
+        "a.input_scale": torch.tensor(1.0),
+    }
+    signed = table[(codes & 7).long()] * torch.where(codes > 7, -1.0, 1.0)
+    expected = (signed.view(6, 4, 16) * (scales.float() * of_all)[..., None]).view(6, 64)
+    for entry in ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, None):
+        floats = dequantized(folder(tmp_path, tensors, entry), dtype=DType.F32)
+        assert list(floats.tensors) == ["a.weight"]
+        assert torch.equal(floats["a.weight"].load(), expected)
+    with pytest.raises(LlmkitError, match=r"a: weight_scale is missing"):
+        dequantized(folder(tmp_path, {k: v for k, v in tensors.items() if k != "a.weight_scale"}, entry))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import llmkit
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.errors import InputError, RequirementError
+from llmkit.inspection.comparison import compare
 from llmkit.quantization.codec import FolderCodec, folder_readers
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import pack
@@ -268,6 +269,31 @@ def test_gguf_takes_symmetric_codes_of_a_folder(tmp_path, bits, group, dtype, ki
     again = llmkit.open_checkpoint(tmp_path / "gguf").tensors  # queries and keys lie in another order there
     layers = [name for name in wanted if "_proj" in name]
     assert all(torch.equal(again[name].load(), wanted[name].load()) for name in layers)
+    differing = {d.name for d in compare(ckpt, llmkit.open_checkpoint(tmp_path / "gguf")).beyond(0)}
+    assert not differing & set(layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_rounded_once(tmp_path, dtype):
+    """Codes times scales are rounded to the dtype that is asked for, not to the model's before it."""
+    write_model(tmp_path / "m", dtype, ffn=128)
+    llmkit.save(quantize(llmkit.open_checkpoint(tmp_path / "m"), bits=4, method="rtn"), tmp_path / "q")
+    ckpt = llmkit.open_checkpoint(tmp_path / "q")
+    exact = {name: lazy.load() for name, lazy in dequantized(ckpt, dtype=DType.F32).tensors.items()}
+    assert any(not torch.equal(weight, weight.to(dtype).float()) for weight in exact.values())
+    for name in ("float32", "float16", None):
+        dense = convert(ckpt, to="dense", dtype=name)
+        if name:
+            stored = DType.parse(name).torch
+            assert all(torch.equal(dense[n].load(), weight.to(stored)) for n, weight in exact.items()), name
+        if name != "float16":
+            assert all(compare(*pair).is_same(0) for pair in ((ckpt, dense), (dense, ckpt))), name
+    gguf = convert(ckpt, to="gguf", type="f32", requantize=True)
+    assert torch.equal(gguf["blk.1.ffn_down.weight"].load(), exact["model.layers.1.mlp.down_proj.weight"])
+    ids = torch.arange(3, 20).unsqueeze(0)
+    with torch.inference_mode():
+        logits = [llmkit.load_decoder(made)(ids) for made in (ckpt, convert(ckpt, to="dense", dtype="float32"))]
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("kind", ["q4_k_m", "q3_k_m", "iq4_xs", "q5_1"])

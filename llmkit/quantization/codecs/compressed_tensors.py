@@ -26,7 +26,15 @@ from typing import Any, ClassVar
 
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, required
+from llmkit.quantization.codec import (
+    REMEDY,
+    FolderCodec,
+    Specs,
+    StoredFolder,
+    config_entry,
+    error_context,
+    required,
+)
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
 from llmkit.quantization.codecs.compressed_groups import (
     FLOAT,
@@ -148,6 +156,8 @@ class CompressedTensors(FolderCodec):
         names = [name for name, is_ours in zip(to_signed, are_ours, strict=True) if is_ours]
         if names:
             return "int8", names
+        if "config_groups" not in (config_entry(config) or {}):
+            return None  # float8 without them, shapes tell its scales, is what `fp8` reads
         floats = [n for n, spec in specs.items() if spec.dtype in FLOAT8 and f"{n}_scale" in specs]
         return ("float8", floats) if floats else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import MARKER_NAME, classify, require_model
-from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, refuse_unread
+from llmkit.checkpoint.quantized import dequantized, describe, is_quantized, model_dtype, refuse_unread
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import InputError, RequirementError, suggestion
 from llmkit.quantization.codec import command_for, config_entry
@@ -61,7 +61,9 @@ def convert(
     is_stated = config_entry(ckpt.config) is not None  # what config.json does not tell of, nothing else would load
     if is_quantized(ckpt) and (wanted is not None or not target.takes_quantized or not is_stated):
         note = f"dequantized from {describe(ckpt)}"
-        ckpt = dequantized(ckpt).derive(notes=[note])
+        # Rounded once, as the layout's library does at that dtype; but what a narrower one cannot hold the cast counts.
+        is_narrower = wanted is DType.F16 and model_dtype(ckpt.config) is not DType.F16
+        ckpt = dequantized(ckpt, dtype=DType.F32 if is_narrower else wanted).derive(notes=[note])
     if architecture is not None:
         ckpt = as_architecture(ckpt, architecture)
     if wanted is not None:

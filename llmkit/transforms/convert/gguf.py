@@ -77,7 +77,7 @@ def write(
         SpecError: the tensors do not fit the config.
     """
     preset = _type(type or _FLOATS)
-    ckpt = float_text_part(ckpt)
+    ckpt = float_text_part(ckpt, dtype=DType.F32)  # rounded once, to what is stored
     importance = _importance(statistics, ckpt) if statistics is not None else {}
     config = dict(ckpt.config)
     model, family, tokenizer = _known(ckpt)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
-from llmkit.checkpoint.quantized import reader_of
+from llmkit.checkpoint.quantized import config_files, reader_of
 from llmkit.errors import RequirementError, counted, listing
 from llmkit.quantization.codec import FolderCodec, FolderReader, config_entry
 from llmkit.quantization.matrix import dequantized_from, is_dequantized, matrix_of
@@ -85,7 +85,7 @@ def _untouched(base: Checkpoint, merged: Checkpoint, stored: set[str], reader: F
     order = {name: i for i, name in enumerate(base.tensors)}
     ordered = sorted(tensors, key=lambda name: order.get(name, len(order)))
     entries = {key: base.config[key] for key in reader.config_keys if key in base.config}
-    files = {reader.config_file: base.files[reader.config_file]} if reader.config_file in base.files else {}
+    files = {name: base.files[name] for name in config_files() if name in base.files}
     return replace(
         merged,
         tensors={name: tensors[name] for name in ordered},
