@@ -82,15 +82,16 @@ FOREIGN: dict[str, list[Any]] = {
     "pretraining_tp": [2],
     "original_max_position_embeddings": [8],
 }
-_MEMBERS = {
-    "rope_theta": 500.0, "partial_rotary_factor": 0.5, "factor": 4.0, "attention_factor": 1.5, "beta_fast": 16.0,
-    "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": True, "low_freq_factor": 2.0,
+_ROPES = ("rope_scaling", "rope_parameters")
+_OF_SOME_TYPES = {
+    "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": True, "low_freq_factor": 2.0,
     "high_freq_factor": 8.0, "original_max_position_embeddings": 16, "mrope_interleaved": False,
 }  # fmt: skip
+_MEMBERS = {"rope_theta": 500.0, "partial_rotary_factor": 0.5, "factor": 4.0, "attention_factor": 1.5, **_OF_SOME_TYPES}
 _ACTIVATIONS = ("relu", "quick_gelu")
 _SKIPPED = ("architectures", "model_type", "transformers_version", "vocab_size")
 _OF_THE_OUTPUT = ("return_dict", "problem_type")  # another form of it, and a head of another task
-# Of training, generation and other outputs: changed together first, and one at a time only where that is seen.
+# Of training, generation and other outputs.
 _TOGETHER = (
     "output_hidden_states", "output_attentions", "output_router_logits", "chunk_size_feed_forward", "use_cache",
     "initializer_range", "bos_token_id", "eos_token_id", "attention_dropout", "resid_pdrop", "embd_pdrop",
@@ -151,6 +152,18 @@ def _few(flips: list[tuple[str, Any]], config: Mapping[str, Any], start: int) ->
             yield path, own[i % len(own)]
 
 
+def _unlikely(flips: list[tuple[str, Any]], config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Batches of keys that hardly matter: changed together first, and one at a time only where that is seen.
+
+    Those of `_TOGETHER`, and what most types of rotary positions have no use for.
+    """
+    yield {p: value for p, value in flips if p in _TOGETHER and (p != "pad_token_id" or type(value) is int)}
+    for outer in _ROPES:
+        unstated = {f"{outer}.{member}" for member in _OF_SOME_TYPES.keys() - (config.get(outer) or {}).keys()}
+        if batch := {path: value for path, value in flips if path in unstated}:
+            yield batch
+
+
 def _is_unseen(name: str, changed: dict[str, Any], base: Theirs, folder: Path) -> bool:
     """Whether both compute with another config what transformers does with the first one."""
     try:
@@ -170,9 +183,12 @@ def _checked(name: str, config: dict[str, Any], flips: list[tuple[str, Any]], *,
         outcome = try_ours(base, config, Path(folder) / "base")
         yield Flip("", None, False, outcome)
         flips = [flip for flip in flips if flip[0] not in _OF_THE_OUTPUT]
-        together = {p: value for p, value in flips if p in _TOGETHER and (p != "pad_token_id" or type(value) is int)}
-        if short and _is_unseen(name, config | together, base, Path(folder) / "together"):
-            flips = [flip for flip in flips if flip[0] not in together]
+        for batch in _unlikely(flips, config) if short else ():
+            changed = config
+            for path, value in batch.items():
+                changed = _with(changed, path, value)
+            if _is_unseen(name, changed, base, Path(folder) / "together"):
+                flips = [flip for flip in flips if flip[0] not in batch]
         for i, (path, value) in enumerate(flips):
             changed = _with(config, path, value)
             try:
@@ -206,7 +222,7 @@ def flips_of(config: Mapping[str, Any], *, foreign: bool = True) -> Iterator[tup
     for key, value in config.items():
         if key not in _SKIPPED:
             yield from ((key, other) for other in _others(value))
-    for outer in ("rope_scaling", "rope_parameters"):
+    for outer in _ROPES:
         rope = config.get(outer)
         if isinstance(rope, Mapping):
             for key, value in {**_MEMBERS, **rope}.items():
