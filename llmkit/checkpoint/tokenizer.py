@@ -158,8 +158,11 @@ def _fast(fast_class: Any, folder: Path, label: str) -> Any:
 
 
 def _unreadable(error: Exception, label: str) -> InputError:
-    first = (str(error).strip() or "no reason given").splitlines()[0]
-    return InputError(f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {first})")
+    reason = " ".join(str(error).split())[:300] or "no reason given"
+    return InputError(
+        f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {reason})",
+        hint="copy tokenizer.json and tokenizer_config.json from the model's source, or what it has instead",
+    )
 
 
 def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:

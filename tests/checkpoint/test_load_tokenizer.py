@@ -106,7 +106,13 @@ def test_the_20b_tokenizer_of_neox_and_rwkv(tmp_path):
         ),
         ({"tokenizer_config__json": b"{"}, "m: tokenizer_config.json is not valid JSON", None),
         ({}, "m: no tokenizer files", "copy tokenizer.json"),
-        ({"tokenizer__json": b"{}"}, "m: transformers cannot read its tokenizer", None),
+        ({"tokenizer__json": b"{}"}, "m: transformers cannot read its tokenizer", "copy tokenizer.json"),
+        (
+            {"tokenizer_config__json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
+            "m: transformers cannot read its tokenizer (ValueError: Couldn't instantiate the backend tokenizer from "
+            "one of: (1) a `tokenizers` library serialization file",
+            "copy tokenizer.json",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read(files, message, hint):
