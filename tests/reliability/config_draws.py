@@ -223,7 +223,7 @@ def _shared_layers(config: Mapping[str, Any], draw: random.Random) -> int:
 
 def _long_rope(config: Mapping[str, Any], draw: random.Random) -> Any:
     """Phi-3's class takes no other method than LongRoPE, with a factor for each pair that turns."""
-    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     pairs = int(head_dim * config.get("partial_rotary_factor", 1.0)) // 2
     if draw.random() < 0.4 or not pairs:
         return None
