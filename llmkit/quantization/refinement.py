@@ -1,13 +1,13 @@
 """A rounded matrix whose scales and codes are changed in turn, while the error of its outputs falls.
 
 With moments H of the inputs and the wanted weight W, damped by d, the error of a row is e (H + d) e^T, e being its row
-of W - W'. In a sweep
+of W - W'. In a sweep each group of columns in turn takes
 
-1. the scales of each row are solved for, its codes as they are: the error is quadratic in them. A row keeps its old
-   scales where the new ones, in the stored dtype and above 0, have no less error;
-2. each column in turn takes the points that have the least error, all others as they are (coordinate descent).
+1. the scale that has the least error, all points and the other scales as they are: the error is quadratic in it. The
+   old one stays where the new one, in the stored dtype and above 0, has no less error;
+2. and then for each of its columns the points that have the least error, all others as they are.
 
-Neither step makes the error larger. Zero points stay: layouts store them as whole numbers.
+This is coordinate descent, and no step makes the error larger. Zero points stay: layouts store them as whole numbers.
 
 Source of the second step: QuantEase (Behdin et al. 2023, arXiv:2309.01885).
 """
@@ -98,79 +98,77 @@ def refine(columns: torch.Tensor, q: torch.Tensor, grids: Grids, inputs: Inputs,
         columns: of the wanted weight, float32 [in, out]; afterwards what the points are nearest to.
         q: points on the grid, int8 [in, out].
     """
-    groups = torch.arange(len(columns)) // grids.group_size
     for start in range(0, columns.shape[1], _N_ROWS):
         rows = slice(start, start + _N_ROWS)
-        part = grids.of_rows(rows)
-        wanted, points = columns[:, rows].contiguous(), q[:, rows].contiguous()
-        nearest_to = torch.empty_like(wanted)
+        part = _Rows(columns[:, rows].contiguous(), q[:, rows].contiguous(), grids.of_rows(rows), inputs)
         for _ in range(n_sweeps):
-            _fit_scales(wanted, part.steps(points, groups), part, groups, inputs)
-            _descend(wanted, points, nearest_to, part, groups, inputs)
-        columns[:, rows], q[:, rows] = nearest_to, points
+            part.sweep()
+        columns[:, rows], q[:, rows] = part.nearest_to, part.q
 
 
-def _pull(error: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """(H + d) e of errors [in, rows]."""
-    return torch.addmm(error, inputs.moments, error, beta=inputs.damping)
+class _Rows:
+    """Some output rows of a matrix, columns first: [in, rows].
 
+    Attributes:
+        q: points, int8.
+        nearest_to: what they are nearest to.
+    """
 
-def _fit_scales(wanted: torch.Tensor, steps: torch.Tensor, grids: Grids, groups: torch.Tensor, inputs: Inputs) -> None:
-    """With the steps [in, rows] of each group as one vector, the least squares solution for the scales of each row."""
-    n_in, n_rows = wanted.shape
-    n_groups = len(grids.scales)
+    def __init__(self, wanted: torch.Tensor, q: torch.Tensor, grids: Grids, inputs: Inputs) -> None:
+        self._wanted, self.q, self._grids, self._inputs = wanted, q, grids, inputs
+        self.nearest_to = wanted.clone()
+        self._groups = torch.arange(len(wanted)) // grids.group_size
+        self._of_column = self._groups.tolist()
+        self._curvature = (inputs.moments.diagonal() + inputs.damping).tolist()
 
-    def sums(values: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """Over the columns of each group from `first` on, [groups, rows]."""
-        padded = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % grids.group_size))
-        return padded.view(n_groups - first, grids.group_size, n_rows).sum(1)
+    def sweep(self) -> None:
+        """The scale of each group, and then each of its columns."""
+        grids, moments, n_in = self._grids, self._inputs.moments, len(self._wanted)
+        self._steps = grids.steps(self.q, self._groups)
+        self._restored = self._steps * grids.scales.float()[self._groups]
+        error = self._wanted - self._restored
+        self._pull = torch.addmm(error, moments, error, beta=self._inputs.damping)  # (H + d) e, kept up from here on
+        step = _N_COLUMNS // min(grids.group_size, _N_COLUMNS) * min(grids.group_size, _N_COLUMNS)
+        for start in range(0, n_in, step):
+            stop = min(start + step, n_in)
+            changes = torch.zeros_like(error[start:stop])  # of which the columns behind the block do not know yet
+            for column in range(start, stop):
+                if column % grids.group_size == 0:
+                    self._fit(column, start, changes)
+                self._round(column, start, changes)
+            if stop < n_in:
+                self._pull[stop:].addmm_(moments[stop:, start:stop], changes, alpha=-1)
 
-    old = grids.scales.float()
-    right = sums(_pull(wanted - steps * old[groups], inputs).mul_(steps))
-    products = torch.empty((n_groups, n_groups, n_rows))
-    for group in range(n_groups):
-        start, stop = group * grids.group_size, min((group + 1) * grids.group_size, n_in)
-        own = torch.mm(inputs.moments[start:, start:stop], steps[start:stop])
-        own[: stop - start].add_(steps[start:stop], alpha=inputs.damping)
-        products[group, group:] = sums(own.mul_(steps[start:]), group)
-        products[group + 1 :, group] = products[group, group + 1 :]
-    products = products.movedim(-1, 0)
-    lacking = products.diagonal(dim1=1, dim2=2) <= 0  # a group of zeros: any scale will do
-    products.diagonal(dim1=1, dim2=2)[lacking] = 1.0
-    change, _ = torch.linalg.solve_ex(products, right.T)
-    new = (old + change.T).to(grids.scales.dtype)
-    new = torch.where((new.float() > 0) & torch.isfinite(new.float()), new, grids.scales)
-    moved = (new.float() - old).T.unsqueeze(-1)
-    gain = (moved.mT @ products @ moved).view(-1) - 2 * (moved.mT @ right.T.unsqueeze(-1)).view(-1)
-    grids.scales.copy_(torch.where(gain < 0, new, grids.scales))
+    def _fit(self, first: int, start: int, changes: torch.Tensor) -> None:
+        """The scales of the group from column `first` on; all columns are told of one that ends behind its block."""
+        scales, stop = self._grids.scales[self._of_column[first]], start + len(changes)
+        own = slice(first, min(first + self._grids.group_size, len(self._wanted)))
+        told = slice(first, stop if own.stop <= stop else len(self._wanted))
+        steps = self._steps[own]
+        turned = self._inputs.moments[told, own] @ steps
+        turned[: len(steps)].add_(steps, alpha=self._inputs.damping)
+        curvature, slope = (turned[: len(steps)] * steps).sum(0), (self._pull[own] * steps).sum(0)
+        old = scales.float()
+        new = (old + slope / curvature).to(scales.dtype)
+        change = new.float() - old
+        is_better = (new.float() > 0) & torch.isfinite(change) & (change * (change * curvature - 2 * slope) < 0)
+        change = torch.where(is_better, change, 0.0)
+        scales.copy_(torch.where(is_better, new, scales))
+        moved = steps * change
+        self._restored[own] += moved
+        self._pull[told].addcmul_(turned, change, value=-1)
+        if own.stop <= stop:
+            changes[first - start : own.stop - start] += moved
 
-
-def _descend(
-    wanted: torch.Tensor,
-    q: torch.Tensor,
-    nearest_to: torch.Tensor,
-    grids: Grids,
-    groups: torch.Tensor,
-    inputs: Inputs,
-) -> None:
-    """Each column [rows] in turn; `nearest_to` [in, rows] is filled with what its points are nearest to."""
-    restored = grids.steps(q, groups).mul_(grids.scales.float()[groups])
-    pull = _pull(wanted - restored, inputs)
-    curvature, of_column = (inputs.moments.diagonal() + inputs.damping).tolist(), groups.tolist()
-    n_in = len(wanted)
-    for start in range(0, n_in, _N_COLUMNS):
-        stop = min(start + _N_COLUMNS, n_in)
-        own, inner = pull[start:stop], inputs.moments[start:stop, start:stop]
-        changes = torch.empty_like(own)
-        for j in range(stop - start):
-            column = start + j
-            if curvature[column] > 0:
-                torch.add(restored[column], own[j], alpha=1 / curvature[column], out=nearest_to[column])
-            else:
-                nearest_to[column] = wanted[column]
-            q[column], number = grids.nearest(of_column[column], nearest_to[column])
-            torch.sub(number, restored[column], out=changes[j])
-            if column + 1 < stop:
-                own[j + 1 :].addr_(inner[j + 1 :, j], changes[j], alpha=-1)
-        if stop < n_in:
-            pull[stop:].addmm_(inputs.moments[stop:, start:stop], changes, alpha=-1)
+    def _round(self, column: int, start: int, changes: torch.Tensor) -> None:
+        """The points of a column, for all others as they are; the rest of its block is told."""
+        nearest_to, restored, stop = self.nearest_to[column], self._restored[column], start + len(changes)
+        if self._curvature[column] > 0:
+            torch.add(restored, self._pull[column], alpha=1 / self._curvature[column], out=nearest_to)
+        else:
+            nearest_to.copy_(self._wanted[column])
+        self.q[column], number = self._grids.nearest(self._of_column[column], nearest_to)
+        change = number.sub_(restored)
+        changes[column - start] += change
+        if column + 1 < stop:
+            self._pull[column + 1 : stop].addr_(self._inputs.moments[column + 1 : stop, column], change, alpha=-1)

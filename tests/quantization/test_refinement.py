@@ -11,10 +11,13 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.points import NF4
 from llmkit.quantization.refinement import Grids, Inputs, refine
 
-GRIDS = [Grid(2, 32, False), Grid(3, 16), Grid(4, None, False), Grid(2, 40, False), Grid(4, 32, points=NF4)]
+GRIDS = [
+    Grid(2, 32, False), Grid(3, 16), Grid(4, None, False), Grid(2, 40, False), Grid(4, 32, points=NF4),
+    Grid(4, 160), Grid(3, 128, False),
+]  # fmt: skip
 
 
-def case(grid, n_out=12, n_in=96, scale_dtype=torch.float32, seed=0):
+def case(grid, n_out=12, n_in=288, scale_dtype=torch.float32, seed=0):
     """A matrix rounded to nearest on the searched grid: wanted and points [in, out], its grids, and its inputs."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(300, n_in, generator=g) @ (torch.randn(n_in, n_in, generator=g) * torch.rand(n_in, generator=g))
@@ -39,23 +42,27 @@ def errors(wanted, q, grids, inputs, groups):
 
 
 def swept(wanted, q, grids, inputs, groups):
-    """One sweep by its definition: scales by `lstsq` of the square root of H, then one column after the other."""
+    """One sweep by its definition, each step from the whole error; scales by `lstsq` of the square root of H."""
     h = inputs.moments.double() + inputs.damping * torch.eye(len(wanted))
     root = torch.linalg.cholesky(h).T
     wanted, q, steps = wanted.double(), q.clone(), grids.steps(q, groups).double()
-    scales = grids.scales.double().clone()
-    for row in range(wanted.shape[1]):
-        by_group = torch.stack([steps[:, row] * (groups == k) for k in range(len(scales))], 1)
-        found = torch.linalg.lstsq(root @ by_group, (root @ wanted[:, row]).unsqueeze(1)).solution.squeeze(1)
-        scales[:, row] = torch.where(found > 0, found, scales[:, row])
     made = Grids(wanted.shape[1], len(wanted), grids.grid, torch.float32)
-    made.scales, made.zeros = scales.float(), grids.zeros
+    made.scales, made.zeros = grids.scales.clone(), grids.zeros
     numbers = restored(q, made, groups)
     for column in range(len(wanted)):
-        pull = h[column] @ (wanted - numbers)
-        nearest_to = numbers[column] + pull / h[column, column]
-        q[column], numbers[column] = made.nearest(int(groups[column]), nearest_to.float())
-    return q, scales
+        group = int(groups[column])
+        if column % grids.group_size == 0:
+            own = groups == group
+            for row in range(wanted.shape[1]):
+                rest = wanted[:, row] - torch.where(own, 0.0, numbers[:, row])
+                alone = (root @ torch.where(own, steps[:, row], 0.0)).unsqueeze(1)
+                found = float(torch.linalg.lstsq(alone, (root @ rest).unsqueeze(1)).solution)
+                if found > 0:
+                    made.scales[group, row] = found
+            numbers[own] = steps[own] * made.scales[group].double()
+        nearest_to = numbers[column] + h[column] @ (wanted - numbers) / h[column, column]
+        q[column], numbers[column] = made.nearest(group, nearest_to.float())
+    return q, made.scales
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -63,7 +70,9 @@ def test_a_sweep_is_that_of_the_definition(grid):
     wanted, q, grids, inputs, groups = case(grid)
     q_of_definition, scales = swept(wanted, q, grids, inputs, groups)
     refine(wanted, q, grids, inputs, 1)
-    torch.testing.assert_close(grids.scales.double(), scales, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(
+        grids.scales, scales, rtol=1e-2, atol=1e-6
+    )  # a tie that breaks the other way moves those behind it
     assert (q != q_of_definition).double().mean() < 0.01  # ties, and what follows from them
 
 
@@ -102,7 +111,7 @@ def test_columns_without_inputs_and_groups_of_zeros_stay_finite():
     wanted, q, grids, _, groups = case(Grid(2, 32))
     wanted[:32] = 0
     q[:32] = 0
-    moments = torch.randn(50, 96, generator=torch.Generator().manual_seed(3))
+    moments = torch.randn(50, 288, generator=torch.Generator().manual_seed(3))
     moments[:, 40:50] = 0
     for damping in (0.0, 1.0):
         refine(columns := wanted.clone(), q, grids, Inputs(moments.T @ moments, damping), 2)
