@@ -41,6 +41,7 @@ ARCHITECTURE = Architecture(
             "mlp.experts.{e}.up": "block_sparse_moe.experts.{e}.w3",
             "mlp.experts.{e}.down": "block_sparse_moe.experts.{e}.w2",
         },
+        respelled={".gate_proj.": ".w1.", ".up_proj.": ".w3.", ".down_proj.": ".w2."},  # llm-compressor 0.14
     ),
     gguf=GgufFamily(  # as Llama's files, with experts
         "llama",

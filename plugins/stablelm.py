@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture
+from llmkit.architecture.architecture import DERIVED, Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
 from llmkit.architecture.keys import Computed, Key, respelled
 from llmkit.architecture.kinds import (
@@ -24,7 +24,7 @@ from llmkit.architecture.kinds import (
     rotated_share,
 )
 
-from .llama import DIMS, NAMES, TINY
+from .llama import NAMES, TINY
 
 # The second spellings are those of the repositories' own code, before transformers had the class.
 _EPS = Key(("layer_norm_eps", "norm_eps"), 1e-5)
@@ -46,7 +46,7 @@ ARCHITECTURE = Architecture(
     matches=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     model_types=("stablelm", "stablelm_epoch"),
     reference_config=lambda config: respelled(config, "StableLmForCausalLM", "stablelm", _TODAY),
-    dims=DIMS,
+    dims=Dims(head_dim=DERIVED),
     block=Block(
         norm=LayerNorm(eps=_EPS),
         attention=GroupedQuery(
@@ -58,7 +58,11 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu")),
         residual=Computed(lambda config: SharedParallel() if config.get("use_parallel_residual") else PreNorm()),
     ),
-    fixed={"rotary_scaling_factor": 1.0},
+    fixed={
+        "rotary_scaling_factor": 1.0,
+        # transformers 5 makes rotary positions of this width, and heads of another one.
+        "head_dim": Computed(lambda config: config["hidden_size"] // config["num_attention_heads"]),
+    },
     names=replace(
         NAMES,
         slots={

@@ -76,6 +76,7 @@ def test_an_unknown_key_is_said_by_what_computes(tmp_path):
         ("rwkv", {"attention_hidden_size": 64}, "attention_hidden_size is 64, and rwkv models are computed with 32"),
         ("stablelm", {"rotary_scaling_factor": 2.0}, "rotary_scaling_factor is 2.0"),
         ("gpt_neox", {"head_dim": 16}, "head_dim is 16, and gpt_neox models are computed with 8"),
+        ("stablelm", {"head_dim": 4}, "head_dim is 4, and stablelm models are computed with 16"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("granitemoe", {"position_embedding_type": "nope"}, "position_embedding_type is 'nope'"),
         ("deepseek2", {"mlp_bias": True}, "mlp_bias is True, and deepseek2 models are computed with False"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -111,3 +112,18 @@ def test_names_inside_the_module_that_trained_the_model(tmp_path, outer):
     ckpt = open_checkpoint(tmp_path / "trained")
     assert set(ckpt.tensors) == set(weights)
     assert ckpt.notes == (f"{len(weights)} names are read without {outer!r}, which they all begin with",)
+
+
+def test_experts_as_llm_compressor_names_them(tmp_path):
+    """0.14 makes linear layers of Mixtral's stacks by the names of other families, and keeps the module's."""
+    whole, _ = written(tmp_path, "mixtral")
+    weights = load_file(whole / "model.safetensors")
+    theirs = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/config.json").write_bytes((whole / "config.json").read_bytes())
+    renamed = {re.sub(r"\.(w[123])\.", lambda m: f".{theirs[m[1]]}.", name): value for name, value in weights.items()}
+    assert len(renamed.keys() - weights.keys()) > 3
+    save_file(renamed, tmp_path / "theirs/model.safetensors")
+    ids = torch.arange(5).unsqueeze(0)
+    found, wanted = (load_decoder(open_checkpoint(path), dtype="float32") for path in (tmp_path / "theirs", whole))
+    assert torch.equal(found(ids), wanted(ids))
