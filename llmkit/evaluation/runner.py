@@ -30,6 +30,7 @@ from llmkit.evaluation.record import BenchResult, RunRecord
 from llmkit.evaluation.shards import Shard
 from llmkit.evaluation.submission import Submission, plan_submission
 from llmkit.pipeline.journal import require_free
+from llmkit.tensors.device import is_emulated
 
 if TYPE_CHECKING:
     from llmkit.evaluation.lm import SharedPrefixLM
@@ -99,6 +100,11 @@ def evaluate(
     lm = lm.with_engine(served or open_engine(ckpt, engine))
     if lm.scorer.backend == "llmkit" and (scheme := classify(ckpt).quantization) is not None:
         tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {engine.dtype}, once")
+    if lm.scorer.backend == "llmkit" and is_emulated(engine.dtype, lm.scorer.device):
+        tell(
+            f"this processor has no products of {engine.dtype}: --dtype float32 computes several times as fast, with "
+            "twice the memory for the weights"
+        )
     settings = _settings(selection, prepared, lm, engine) | ({} if shard is None else {"shard": str(shard)})
     described = describe_model(ckpt, engine.progress)
     computed = {"dtype": engine.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}

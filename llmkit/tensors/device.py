@@ -59,8 +59,25 @@ def product_dtype(device: str) -> torch.dtype | None:
     """bfloat16 where the device multiplies it natively, else None; not timed, so that resumed runs agree."""
     if device != CPU:
         return torch.bfloat16
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+    return torch.bfloat16 if _has_products("bf16") else None
+
+
+def is_emulated(dtype: str, device: str) -> bool:
+    """Whether an x86 processor computes `bfloat16` or `float16` by other instructions, more slowly than float32."""
+    narrow = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    is_x86 = _capabilities().get("architecture") == "x86_64"
+    return device == CPU and narrow is not None and is_x86 and not _has_products(narrow)
+
+
+def _has_products(narrow: str) -> bool:
+    capabilities = _capabilities()
+    return bool(capabilities.get(f"avx512_{narrow}") or capabilities.get(f"amx_{narrow}"))
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """Of the processor; empty where this version of torch does not tell."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
 
 
 @contextmanager

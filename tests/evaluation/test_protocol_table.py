@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_benchmarks import SUBJECTS, write_benchmarks
 
 import llmkit
@@ -91,3 +92,15 @@ def test_a_quantized_checkpoint(model, data, tmp_path):
             "computed with its weights dequantized to float32, once"
         ]
         assert {k: p for k, (_, p) in floats.items()} == {k: p for k, (_, p) in codes.items()}
+
+
+@pytest.mark.parametrize("has_products", [False, True])
+def test_a_dtype_that_the_processor_emulates_is_told(model, data, monkeypatch, has_products):
+    capabilities = {"architecture": "x86_64", "avx512_bf16": has_products}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    for dtype in ("bfloat16", "float32"):
+        told: list[str] = []
+        options = {"data": data / "mmlu", "shots": 0, "limit": 1, "tell": told.append}
+        evaluate(model, "mmlu", dtype=dtype, **options)
+        found = any("this processor has no products of bfloat16: --dtype float32" in line for line in told)
+        assert found == (dtype == "bfloat16" and not has_products)
