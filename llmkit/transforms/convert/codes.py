@@ -85,7 +85,7 @@ def reencoded(
         raise RequirementError(
             f"{floats.label}: --to {codec.name} would round {len(refused)} of {len(weights)} matrices again "
             f"({listing(list(refused), 2)}): {listing(list(reasons), 2)}",
-            hint="--requantize rounds them; --to dense writes floats, which loses nothing",
+            hint="--requantize rounds them; --to dense --dtype float32 writes floats, which loses nothing",
         )
     rounded = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, unchanged, grids)
     if rounded:
