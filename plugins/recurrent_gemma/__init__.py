@@ -41,15 +41,20 @@ def _lru(config: Mapping[str, Any]) -> int:
 
 def _part(config: Mapping[str, Any]) -> int:
     width, heads = _lru(config), config.get("num_attention_heads", 10)
-    if width % heads:
+    if width % heads and "recurrent" in _types(config):
         raise SpecError(f"config.json: lru_width {width} is not a multiple of num_attention_heads {heads}")
     return int(width // heads)
 
 
-def _block(config: Mapping[str, Any], i: int) -> Block:
+def _types(config: Mapping[str, Any]) -> list[str]:
     types = config.get("block_types") or ["recurrent", "recurrent", "attention"]
     if not isinstance(types, list | tuple) or not set(types) <= set(_SORTS):
         raise SpecError(f"config.json: block_types is {types!r:.60}, expected a list of {' and '.join(_SORTS)}")
+    return list(types)
+
+
+def _block(config: Mapping[str, Any], i: int) -> Block:
+    types = _types(config)
     is_attention = types[i % len(types)] == "attention"
     attention = GroupedQuery(
         qkv_bias=Key("attention_bias", False), out_bias=True, window=Key("attention_window_size", 2048)

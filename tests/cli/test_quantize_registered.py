@@ -59,7 +59,7 @@ class Nibbles(FolderCodec):
         found = {f"{m}.weight": self.read(stored.parts(m, ends), stored.entry, None) for m in modules}
         return found, {f"{m}.{end}" for m in modules for end in ends}
 
-    def describe(self, matrices, ignore, *, are_all):
+    def describe(self, matrices, ignore, *, are_all, experts=()):
         return {"quant_method": self.name, "modules": sorted(matrices)}
 
 

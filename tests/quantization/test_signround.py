@@ -188,7 +188,7 @@ def test_from_gptq_the_first_iterate_is_what_gptq_makes_and_the_last_is_nearer(g
         made = {n: restored(r, grid, tuple(weights[n].weight.shape)) for n, r in rows.items()}
         return float(block.errors(made, range(N_SAMPLES)).mean())
 
-    assert error(last) < 0.9 * error(first)
+    assert error(last) < 0.95 * error(first)
 
 
 def test_iterations_are_for_methods_that_learn():
