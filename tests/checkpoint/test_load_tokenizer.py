@@ -109,8 +109,7 @@ def test_the_20b_tokenizer_of_neox_and_rwkv(tmp_path):
         ({"tokenizer__json": b"{}"}, "m: transformers cannot read its tokenizer", "copy tokenizer.json"),
         (
             {"tokenizer_config__json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
-            "m: transformers cannot read its tokenizer (ValueError: Couldn't instantiate the backend tokenizer from "
-            "one of: (1) a `tokenizers` library serialization file",
+            "m: transformers cannot read its tokenizer (ValueError: Co",  # each version has its own words
             "copy tokenizer.json",
         ),
     ],
