@@ -14,6 +14,7 @@ Source of the second step: QuantEase (Behdin et al. 2023, arXiv:2309.01885).
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 from llmkit.lazy_imports import torch
@@ -21,7 +22,7 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.rtn import to_points
 from llmkit.quantization.search import searched_scales
 
-_N_COLUMNS = 128  # whose errors are kept up one by one; of those behind them by one product
+N_COLUMNS = 128  # whose errors are kept up one by one; of those behind them by one product
 _N_ROWS = 1024  # of the matrix, that are worked on at a time
 
 
@@ -33,6 +34,11 @@ class Grids:
         shape = grid.n_groups(n_in), n_out
         self.scales = torch.ones(shape, dtype=scale_dtype)
         self.zeros = None if grid.is_symmetric else torch.zeros(shape, dtype=torch.int8)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns to work on at a time: whole groups, where they are small."""
+        return N_COLUMNS // self.group_size * self.group_size if self.group_size <= N_COLUMNS else N_COLUMNS
 
     @property
     def zeros_of_rows(self) -> torch.Tensor | None:
@@ -53,9 +59,8 @@ class Grids:
 
     def of_rows(self, rows: slice) -> Grids:
         """Those of some output rows; views."""
-        part = Grids.__new__(Grids)
-        part.grid, part.group_size, part.scales = self.grid, self.group_size, self.scales[:, rows]
-        part.zeros = None if self.zeros is None else self.zeros[:, rows]
+        part = copy.copy(self)
+        part.scales, part.zeros = self.scales[:, rows], None if self.zeros is None else self.zeros[:, rows]
         return part
 
     def nearest(self, group: int, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +133,7 @@ class _Rows:
         self._restored = self._steps * grids.scales.float()[self._groups]
         error = self._wanted - self._restored
         self._pull = torch.addmm(error, moments, error, beta=self._inputs.damping)  # (H + d) e, kept up from here on
-        step = _N_COLUMNS // min(grids.group_size, _N_COLUMNS) * min(grids.group_size, _N_COLUMNS)
+        step = grids.n_columns
         for start in range(0, n_in, step):
             stop = min(start + step, n_in)
             changes = torch.zeros_like(error[start:stop])  # of which the columns behind the block do not know yet

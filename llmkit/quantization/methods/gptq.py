@@ -32,13 +32,12 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows
-from llmkit.quantization.refinement import Grids, Inputs, refine
+from llmkit.quantization.refinement import N_COLUMNS, Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
 _CORRECTION = 0.5  # the share a
 _N_SWEEPS = {1: 4, 2: 4, 3: 4, 4: 2}  # of the refinement, by bits: with more of them rounding is nearly exact
-_N_COLUMNS = 128  # corrected one by one; those behind them by one product
 
 
 class GPTQ(Method):
@@ -178,7 +177,7 @@ def _rounded(
     n_in, size = len(columns), grids.group_size
     q = torch.empty(columns.shape, dtype=torch.int8)
     diagonal, of_column = factor.diagonal().tolist(), groups.tolist()
-    step = max(_N_COLUMNS // size * size, 1) if begin is not None and size <= _N_COLUMNS else _N_COLUMNS
+    step = grids.n_columns if begin is not None else N_COLUMNS
     for start in range(0, n_in, step):
         stop = min(start + step, n_in)
         block, upper = columns[start:stop], factor[start:stop, start:stop]
