@@ -74,6 +74,11 @@ def listing(names: Iterable[str], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def in_a_line(error: BaseException) -> str:
+    """What another library's error says, without its line breaks and at most 300 characters of it."""
+    return " ".join(str(error).split())[:300]
+
+
 def counted(n: int, noun: str) -> str:
     """`1 tensor`, `2 tensors`."""
     return f"{n} {noun}{'' if n == 1 else 's'}"

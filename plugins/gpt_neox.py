@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, HIDDEN_PER_HEAD, Architecture, Dims
 from llmkit.architecture.gguf import QKV, GgufFamily, needs_head, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
@@ -45,12 +45,11 @@ ARCHITECTURE = Architecture(
         mlp=PlainMLP(Key("hidden_act", "gelu")),
         residual=Computed(lambda config: Parallel() if lookup(_IS_PARALLEL, config) else PreNorm()),
     ),
-    # The class has keys of its own for these; some releases of transformers write both. Of `head_dim`, transformers 5
-    # makes rotary positions, and heads of another width.
+    # The class has keys of its own for the first two; some releases of transformers write both.
     fixed={
         "rope_theta": Key(_THETA, 10000.0),
         "partial_rotary_factor": Key(_SHARE, 0.25),
-        "head_dim": Computed(lambda config: config["hidden_size"] // config["num_attention_heads"]),
+        "head_dim": HIDDEN_PER_HEAD,
     },
     names=Names(
         embed="gpt_neox.embed_in",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import DERIVED, Architecture, Dims
+from llmkit.architecture.architecture import DERIVED, HIDDEN_PER_HEAD, Architecture, Dims
 from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
 from llmkit.architecture.keys import Computed, Key, respelled
 from llmkit.architecture.kinds import (
@@ -60,8 +60,7 @@ ARCHITECTURE = Architecture(
     ),
     fixed={
         "rotary_scaling_factor": 1.0,
-        # transformers 5 makes rotary positions of this width, and heads of another one.
-        "head_dim": Computed(lambda config: config["hidden_size"] // config["num_attention_heads"]),
+        "head_dim": HIDDEN_PER_HEAD,
     },
     names=replace(
         NAMES,

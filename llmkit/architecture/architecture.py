@@ -24,6 +24,8 @@ from llmkit.errors import PluginError, SpecError
 Size = str | Key | Computed
 DERIVED = Key((), None)
 """For `kv_heads` and `head_dim` of a family whose configs state neither: heads, and hidden / heads."""
+HIDDEN_PER_HEAD = Computed(lambda config: config["hidden_size"] // config["num_attention_heads"])
+"""For `head_dim` in `fixed`, where transformers 5 makes rotary positions of that key, and heads of this width."""
 NULL: Any = object()
 """In a variant of a tiny model: null in its config.json."""
 READ_SINCE_5 = "transformers 4 does not read {} of this class from compressed-tensors: transformers 5 does"

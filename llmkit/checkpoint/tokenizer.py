@@ -12,7 +12,7 @@ from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.templates import with_named_templates
-from llmkit.errors import InputError, LlmkitError, listing
+from llmkit.errors import InputError, LlmkitError, in_a_line, listing
 from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, require_bounded, template_text, without_panic
@@ -158,7 +158,7 @@ def _fast(fast_class: Any, folder: Path, label: str) -> Any:
 
 
 def _unreadable(error: Exception, label: str) -> InputError:
-    reason = " ".join(str(error).split())[:300] or "no reason given"
+    reason = in_a_line(error) or "no reason given"
     return InputError(
         f"{label}: transformers cannot read its tokenizer ({type(error).__name__}: {reason})",
         hint="copy tokenizer.json and tokenizer_config.json from the model's source, or what it has instead",

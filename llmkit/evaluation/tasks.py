@@ -20,7 +20,7 @@ import lm_eval.utils
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
-from llmkit.errors import InputError, LlmkitError, RequirementError, counted, listing
+from llmkit.errors import InputError, LlmkitError, RequirementError, counted, in_a_line, listing
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
@@ -143,7 +143,7 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
         elif not _is_network(cause) and files:
             hint = f"see its definition and the data that it names: {listing(map(str, files))}"
         raise InputError(
-            f"lm-eval could not load {listing(names)} ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})",
+            f"lm-eval could not load {listing(names)} ({type(cause).__name__}: {in_a_line(cause)})",
             hint=hint,
         ) from error
 
@@ -170,9 +170,8 @@ def _refuse_damaged(name: str, include: Path | None) -> None:
             if word.search(path.read_bytes()):
                 load_yaml(path, resolve_func=False, recursive=True)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{path} is no definition that lm-eval reads ({type(error).__name__}: {reason})",
+                f"{path} is no definition that lm-eval reads ({type(error).__name__}: {in_a_line(error)})",
                 hint="correct the file, or what it includes",
             ) from error
 

@@ -25,7 +25,7 @@ from llmkit.tensors.spec import DType, TensorSpec
 GROUP = "llmkit.codecs"
 CONFIG_KEYS = ("quantization_config", "compression_config")  # the second is what compressed-tensors wrote before 0.4
 REMEDY = "start from the float checkpoint it was made from, or load it with the library that wrote it and save floats"
-JOINED_EXPERTS = (
+_JOINED_EXPERTS = (
     "transformers 5 joins the experts of a layer, and does not find them in this layout: transformers 4 reads them one "
     "by one, and transformers 5 those of --format compressed-tensors --symmetric"
 )
@@ -164,6 +164,16 @@ class StoredFolder:
     def parts(self, module: str, suffixes: Sequence[str]) -> dict[str, Lazy]:
         """The tensors of a module, by what follows its name."""
         return {suffix: t for suffix in suffixes if (t := self.tensors.get(f"{module}.{suffix}")) is not None}
+
+
+def joined_experts(matrices: Collection[str], experts: Collection[str]) -> list[str]:
+    """What is told of a layout in which transformers 5 does not find the experts, where some are among its matrices."""
+    return [_JOINED_EXPERTS] if any(name in matrices for name in experts) else []
+
+
+def meant_for(inputs: str) -> str:
+    """The warning of a model whose inputs are rounded, too, where it was made for it."""
+    return f"the model was meant to run with {inputs}; here only its weights are: expect slightly other scores"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import InputError, RequirementError
+from llmkit.errors import InputError, RequirementError, in_a_line
 from llmkit.evaluation.encoding import Encoder
 from llmkit.evaluation.engine import EngineKind, EngineOptions
 from llmkit.evaluation.engines.served import Scored, ServedEngine, ServedScore
@@ -122,7 +122,7 @@ class VllmEngine(ServedEngine):
         try:
             outputs: list[Any] = self._model.generate(asked, params, use_tqdm=False)
         except ValueError as error:  # vLLM's word for prompts that it does not take
-            raise InputError(f"vLLM: {' '.join(str(error).split())[:300]}", hint="give a lower --max-length") from error
+            raise InputError(f"vLLM: {in_a_line(error)}", hint="give a lower --max-length") from error
         return outputs
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.errors import RequirementError
-from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, StoredFolder
+from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, Specs, StoredFolder, meant_for
 from llmkit.quantization.codecs.awq import CODEC as AWQ
 from llmkit.quantization.codecs.compressed_tensors import CODEC as COMPRESSED_TENSORS
 from llmkit.quantization.codecs.fp8 import CODEC as FLOAT8
@@ -50,10 +50,7 @@ class AutoRound(FolderReader):
         kind, bits = stored.entry.get("act_data_type"), stored.entry.get("act_bits")
         if not isinstance(bits, int) or bits >= 16:
             return []
-        return [
-            f"the model was meant to run with activations in {kind}{bits}; here only its weights are: expect slightly "
-            "other scores"
-        ]
+        return [meant_for(f"activations in {kind}{bits}")]
 
 
 def _read_as(stored: StoredFolder) -> tuple[FolderReader, Mapping[str, Any]]:

@@ -30,12 +30,12 @@ from llmkit.errors import RequirementError, SpecError
 from llmkit.formats.json_text import parse_object
 from llmkit.lazy_imports import torch
 from llmkit.quantization.codec import (
-    JOINED_EXPERTS,
     REMEDY,
     FolderCodec,
     Specs,
     StoredFolder,
     error_context,
+    joined_experts,
     required,
     small,
 )
@@ -148,7 +148,7 @@ class BitsAndBytes(FolderCodec):
         }
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
-        notes = [JOINED_EXPERTS] if any(name in matrices for name in experts) else []
+        notes = joined_experts(matrices, experts)
         if any(matrix.grid.points is None for matrix in matrices.values()):
             notes.append("bitsandbytes computes with inputs rounded to int8, too: expect slightly other scores there")
         return notes

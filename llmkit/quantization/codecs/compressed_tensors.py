@@ -33,6 +33,7 @@ from llmkit.quantization.codec import (
     StoredFolder,
     config_entry,
     error_context,
+    meant_for,
     required,
 )
 from llmkit.quantization.codecs.compressed_float4 import FLOAT4_FORMATS, read_float4
@@ -250,10 +251,7 @@ class CompressedTensors(FolderCodec):
         activations += ["kv_cache_scheme"] if stored.entry.get("kv_cache_scheme") else []
         if not activations:
             return []
-        return [
-            f"the model was meant to run with quantized {', '.join(dict.fromkeys(activations))}; here only its weights "
-            "are: expect slightly other scores"
-        ]
+        return [meant_for(f"quantized {', '.join(dict.fromkeys(activations))}")]
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
         notes, grids = [], {matrix.grid for matrix in matrices.values()}

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.quantization.codec import FolderReader, Specs, StoredFolder, error_context
+from llmkit.quantization.codec import FolderReader, Specs, StoredFolder, error_context, meant_for
 from llmkit.quantization.float8 import FLOAT8, ScaledFloats, block_of
 from llmkit.quantization.matrix import Restorable
 from llmkit.tensors.lazy import Lazy
@@ -53,10 +53,7 @@ class BlockFloat8(FolderReader):
         return matrices, used
 
     def warnings(self, stored: StoredFolder) -> list[str]:
-        return [
-            "the model was meant to run with activations in float8; here only its weights are: expect slightly other "
-            "scores"
-        ]
+        return [meant_for("activations in float8")]
 
 
 def scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str:

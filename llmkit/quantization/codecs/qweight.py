@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llmkit.errors import RequirementError, SpecError
-from llmkit.quantization.codec import JOINED_EXPERTS, REMEDY, FolderCodec, Specs, StoredFolder, error_context, small
+from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, joined_experts, small
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.tensors.spec import DType
 
@@ -31,7 +31,7 @@ class QweightCodec(FolderCodec):
     holds_outer = False  # Optimum and AutoAWQ look into blocks
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
-        return [JOINED_EXPERTS] if any(name in matrices for name in experts) else []
+        return joined_experts(matrices, experts)
 
     @abstractmethod
     def _words(self, specs: Specs, module: str) -> str | None:
