@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import SpecError, listing
 from llmkit.tensors.alike import Alike
@@ -12,6 +14,14 @@ from llmkit.transforms.delta.base_structure import bound_model
 from llmkit.transforms.delta.detect import main_dtype
 from llmkit.transforms.delta.marker import Marker, specs_digest
 from llmkit.transforms.delta.profiles import NewRows, Profile, Rule, is_buffer
+
+
+class _How(NamedTuple):
+    """`base + other` (sign 1) or `other - base` (-1), in one dtype; the result in another."""
+
+    sign: int
+    arithmetic: DType
+    output: DType
 
 
 class Merge:
@@ -29,8 +39,10 @@ class Merge:
         self.force = force
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self._combined = Alike(lambda left, right, how: {"sum": combined(how[0], left, right, *how[1:])})
-        self._sums: dict[tuple[Rule, int, int], tuple[int, DType, DType]] = {}  # how those of two forms are added
+        self._combined = Alike(
+            lambda left, right, how: {"sum": combined(how.sign, left, right, how.arithmetic, how.output)}
+        )
+        self._sums: dict[tuple[Rule, int, int], _How] = {}  # of two forms that are added in one shape
 
     def floats(self, profile: Profile) -> dict[str, Lazy]:
         """Base + delta by the profile's rules."""
@@ -62,40 +74,47 @@ class Merge:
         return tensors
 
     def _one(self, name: str, profile: Profile, rule: Rule, base: Lazy | None, other: Lazy, sign: int) -> Lazy:
-        if base is not None and (how := self._sums.get((rule, base.spec.form, other.spec.form))) is not None:
-            return self._combined(how, (base, other) if sign > 0 else (other, base), how)["sum"]
-        if base is not None and rule is not Rule.COPY and base.dtype.is_float != other.dtype.is_float:
+        """What a name gets by its rule: a sum with `sign`, a sum in a part of it, or `other` as it is."""
+        if base is None or rule is Rule.COPY:
+            how = self._how(profile, base, other, sign)
+            return other.cast(how.arithmetic).cast(how.output) if other.dtype.is_float else other
+        forms = rule, base.spec.form, other.spec.form
+        if (known := self._sums.get(forms)) is not None:
+            return self._sum(base, other, known)
+        if base.dtype.is_float != other.dtype.is_float:
             raise self._misfit(name, profile, base, other)
         if not other.dtype.is_float:
             return other
+        how = self._how(profile, base, other, sign)
+        if rule is not Rule.ADD:
+            if len(base.shape) != len(other.shape) or any(a > b for a, b in zip(base.shape, other.shape, strict=True)):
+                raise self._misfit(name, profile, base, other)
+            return overlapped(sign if rule is Rule.OVERLAP_ADD else -sign, base, other, how.arithmetic, how.output)
+        if base.shape == other.shape:
+            self._sums[forms] = how
+            return self._sum(base, other, how)
+        return self._resized(name, profile, base, other, how)
+
+    def _how(self, profile: Profile, base: Lazy | None, other: Lazy, sign: int) -> _How:
+        """A difference is stored in the dtype of the sum, whatever the profile says of results."""
         arithmetic = profile.arithmetic_of(other.dtype, base.dtype if base is not None else None)
         stored = arithmetic if sign < 0 else profile.output or arithmetic
-        output = self.dtype or stored
-        if base is None or rule is Rule.COPY:
-            return other.cast(arithmetic).cast(output)
-        if rule is Rule.OVERLAP_SUBTRACT:
-            rule, sign = Rule.OVERLAP_ADD, -sign
+        return _How(sign, arithmetic, self.dtype or stored)
+
+    def _sum(self, base: Lazy, other: Lazy, how: _How) -> Lazy:
+        return self._combined(how, (base, other) if how.sign > 0 else (other, base), how)["sum"]
+
+    def _resized(self, name: str, profile: Profile, base: Lazy, other: Lazy, how: _How) -> Lazy:
+        """A sum of two shapes: the second's further rows are the profile's new rows, else its rule for other shapes."""
         n_new = other.spec.n_rows - base.spec.n_rows
-        if rule is Rule.ADD and base.shape != other.shape:
-            same_width = base.shape[1:] == other.shape[1:] and n_new > 0
-            few = profile.max_new_rows is None or n_new <= profile.max_new_rows
-            if same_width and few and profile.new_rows is NewRows.RAW:
-                rule = Rule.OVERLAP_ADD
-            elif same_width and few and profile.new_rows is not NewRows.NONE:
-                base = extended(base, other.spec.n_rows, profile.new_rows, arithmetic)
-            elif profile.other_shapes is Rule.COPY:
-                return other.cast(output)
-            else:
-                raise self._misfit(name, profile, base, other)
-        if rule is Rule.OVERLAP_ADD:
-            fits = len(base.shape) == len(other.shape)
-            if not fits or any(a > b for a, b in zip(base.shape, other.shape, strict=True)):
-                raise self._misfit(name, profile, base, other)
-            return overlapped(sign, base, other, arithmetic, output)
-        how = sign, arithmetic, output
-        if base.shape == other.shape and n_new == 0:
-            self._sums[rule, base.spec.form, other.spec.form] = how
-        return self._combined(how, (base, other) if sign > 0 else (other, base), how)["sum"]
+        few = profile.max_new_rows is None or n_new <= profile.max_new_rows
+        if base.shape[1:] == other.shape[1:] and n_new > 0 and few and profile.new_rows is not NewRows.NONE:
+            if profile.new_rows is NewRows.RAW:
+                return overlapped(how.sign, base, other, how.arithmetic, how.output)
+            return self._sum(extended(base, other.spec.n_rows, profile.new_rows, how.arithmetic), other, how)
+        if profile.other_shapes is Rule.COPY:
+            return other.cast(how.output)
+        raise self._misfit(name, profile, base, other)
 
     def _misfit(self, name: str, profile: Profile, base: Lazy, other: Lazy) -> SpecError:
         return SpecError(
