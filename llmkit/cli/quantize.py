@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,26 +10,23 @@ import typer
 from llmkit.cli import completion
 from llmkit.cli.command import command
 from llmkit.cli.grid_options import CalibrationOptions, GridOptions, MixedPrecisionOptions
-from llmkit.cli.held_out import HeldOutText, divergence_words, held_out_text
+from llmkit.cli.held_out import held_out_text
 from llmkit.cli.options import MAY_NAME_A_FILE, ModelArgument, WriteOptions
-from llmkit.cli.output import Mode, Output, finite
-from llmkit.cli.writing import Addition, require_place, write
-from llmkit.errors import InputError, counted
+from llmkit.cli.output import Mode, Output
+from llmkit.cli.quantized import write_quantized
+from llmkit.cli.writing import require_place
+from llmkit.errors import InputError
 from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.calibration.bit_allocation import BitAllocation, Target
-    from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
-    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
-    from llmkit.quantization.quality import Meter
     from llmkit.transforms.candidates import Candidates
     from llmkit.transforms.convert.targets import Target as Layout
     from llmkit.transforms.recipe import Recipe
 
-_N_WORST = 5
 _FEW = 4  # bits, where a recipe or a size says how many: calibrated
 
 
@@ -118,11 +114,8 @@ def quantize(
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.calibration.ranks import rank
-    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.classification import open_model
-    from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.quantization.codec import folder_codec
-    from llmkit.quantization.method import method_named
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
     from llmkit.transforms.layers import spelled_for
@@ -145,12 +138,7 @@ def quantize(
         return
     meter, chosen = Meter(), None
     if target is not None:
-        out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
-        if grids.method is not None:  # before anything is measured
-            method = method_named(grids.method, is_calibrated=known is not None)
-            if isinstance(known, StoredStatistics):
-                StoredQuantizer(before, known).refuse_unfit(method)
-        chosen = _chosen(out, before, target, _codec_candidates(before, format, grids, recipe), known, device)
+        chosen = _bits_for_size(out, before, target, format, grids, recipe, known, device)
         recipe = {**chosen.recipe, **recipe}
     quantizer = calibrating.quantizer(before, known, None if target else grids.method)  # the head may be chosen, too
     after = quantize_checkpoint(
@@ -177,7 +165,7 @@ def quantize(
         if shared is not None:
             shared.serve()
         return
-    _write(out, before, after, writing, held, meter=meter, quantizer=quantizer, chosen=chosen)
+    write_quantized(out, before, after, writing, held, meter=meter, quantizer=quantizer, chosen=chosen)
     if shared is not None:
         shared.ranks.end()
 
@@ -209,11 +197,29 @@ def _maybe(number: float | None) -> str:
     return "" if number is None else f"{number:.2g}"
 
 
-def _codec_candidates(before: Checkpoint, format: str, grids: GridOptions, recipe: Recipe) -> Candidates:
+def _bits_for_size(
+    out: Output,
+    before: Checkpoint,
+    target: Target,
+    format: str,
+    grids: GridOptions,
+    recipe: Recipe,
+    known: Samples | StoredStatistics | None,
+    device: str,
+) -> BitAllocation:
+    """Bits of each matrix in a layout of grids; what cannot be quantized so is refused before anything is measured."""
+    from llmkit.calibration.stored import StoredQuantizer
+    from llmkit.checkpoint.statistics import StoredStatistics
+    from llmkit.quantization.method import method_named
     from llmkit.transforms.candidates import codec_candidates
 
+    out.refuse_options({"type"}, "a run that chooses bits for a size, which are of integers")
+    if grids.method is not None:
+        method = method_named(grids.method, is_calibrated=known is not None)
+        if isinstance(known, StoredStatistics):
+            StoredQuantizer(before, known).refuse_unfit(method)
     given = {name: value for name, value in grids.arguments.items() if name != "method"}
-    return codec_candidates(before, format, recipe=recipe, **given)
+    return _chosen(out, before, target, codec_candidates(before, format, recipe=recipe, **given), known, device)
 
 
 @dataclass(frozen=True)
@@ -272,83 +278,4 @@ def _in_blocks(
     after = convert(before, to=blocks.format, **given).derive(notes=notes)
     quantizer = StoredQuantizer(before, statistics) if statistics is not None else None
     held = held_out_text(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
-    _write(out, before, after, writing, held, chosen=chosen)
-
-
-def _write(
-    out: Output,
-    before: Checkpoint,
-    after: Checkpoint,
-    writing: WriteOptions,
-    held: HeldOutText | None,
-    *,
-    meter: Meter | None = None,
-    quantizer: CalibratedQuantizer | StoredQuantizer | None = None,
-    chosen: BitAllocation | None = None,
-) -> None:
-    """Write the quantized model, and print sizes and errors.
-
-    Args:
-        held: what to measure on afterwards.
-        meter: of the errors of weights, where they are measured.
-        quantizer: what has findings and notes of the run.
-        chosen: bits of each matrix, where they were chosen for a size.
-    """
-    from llmkit.quantization.quality import sizes
-
-    saved = sizes(before.tensors, after.tensors)
-    size_text = (
-        f"{format_bytes(saved.before_nbytes)} → {format_bytes(saved.after_nbytes)} "
-        f"({saved.after_nbytes / saved.before_nbytes:.0%}), {saved.bits_per_weight:.2f} bits per weight"
-    )
-    if meter is not None:
-        size_text += f", {saved.linear_bits_per_weight:.2f} in the quantized layers"
-
-    def finish(_manifest: Mapping[str, Any]) -> Addition:
-        document: dict[str, Any] = {}
-        for note in quantizer.notes() if quantizer is not None else ():
-            out.note(note)
-        if meter is not None:
-            document = {
-                "sizes": saved.as_dict(),
-                "relative_error": meter.overall() if meter.measured() else None,
-                "worst": [{"name": m.name, "relative_error": m.relative_error} for m in meter.worst(_N_WORST)],
-                "unmeasured": meter.unmeasured(),
-            }
-        if chosen is not None:
-            document["allocation"] = chosen.as_dict()
-        measured = held.measure(out, before, writing.output) if held is not None else None
-        if held is not None and measured is not None:
-            document["evaluation"] = {"text": held.name, **measured.as_dict()}
-            if writing.output.is_dir():  # a file of another layout has no manifest
-                from llmkit.pipeline.commit import add_findings
-
-                add_findings(writing.output, {"evaluation": finite(document["evaluation"])})
-
-        def render() -> None:
-            out.line(f"size {size_text}")
-            if meter is not None:
-                _show_errors(out, meter)
-            if measured is not None:
-                out.line(f"\n{divergence_words(measured)}")
-
-        return document, render
-
-    def findings() -> dict[str, Any]:
-        by_key = quantizer.findings() if quantizer is not None else {}
-        by_key |= {"allocation": chosen.as_dict()} if chosen is not None else {}
-        by_key |= {"errors": {m.name: m.relative_error for m in meter.measured()}} if meter is not None else {}
-        return by_key | {"sizes": saved.as_dict()}
-
-    details = {"size": size_text} | ({"bits": chosen.words()} if chosen is not None else {})
-    write(out, after, writing, details=details, finish=finish, findings=findings)
-
-
-def _show_errors(out: Output, meter: Meter) -> None:
-    n_measured, n_unmeasured = len(meter.measured()), len(meter.unmeasured())
-    if n_measured:
-        out.line(f"relative error {meter.overall():.4f} over {counted(n_measured, 'layer')}; the largest:\n")
-        rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(_N_WORST)]
-        out.table(["tensor", "relative error"], rows, right=["relative error"])
-    if n_unmeasured:
-        out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
+    write_quantized(out, before, after, writing, held, chosen=chosen)
