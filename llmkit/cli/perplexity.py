@@ -17,6 +17,7 @@ from llmkit.cli.output import Output, duration
 
 if TYPE_CHECKING:
     from llmkit.evaluation.divergence import Divergence
+    from llmkit.evaluation.perplexity import Perplexity
 
 _DEFAULT_CONTEXT = 2048
 
@@ -108,19 +109,23 @@ def perplexity(
     def render() -> None:
         if stored is not None and divergence is not None:
             _render_divergence(out, divergence, stored.model)
-        spread = f" ± {result.perplexity * result.stderr:.4f}" if isfinite(result.perplexity) else ""
-        out.record(
-            {
-                "perplexity": f"{result.perplexity:.4f}{spread}",
-                "bits per token": f"{result.bits_per_token:.4f}",
-                "tokens": f"{result.n_scored} scored of {result.n_tokens}, "
-                f"windows of {result.context} every {result.stride}",
-                "reference": f"stored in {reference}" if reference is not None and stored is None else None,
-                "time": f"{duration(elapsed)} ({result.n_tokens / max(elapsed, 1e-9):.0f} tokens/s)",
-            }
-        )
+        _render(out, result, written=reference if stored is None else None, elapsed_s=elapsed)
 
     out.answer(document, render, brief=f"{result.perplexity:.6f}")
+
+
+def _render(out: Output, result: Perplexity, *, written: Path | None, elapsed_s: float) -> None:
+    spread = f" ± {result.perplexity * result.stderr:.4f}" if isfinite(result.perplexity) else ""
+    out.record(
+        {
+            "perplexity": f"{result.perplexity:.4f}{spread}",
+            "bits per token": f"{result.bits_per_token:.4f}",
+            "tokens": f"{result.n_scored} scored of {result.n_tokens}, "
+            f"windows of {result.context} every {result.stride}",
+            "reference": f"stored in {written}" if written is not None else None,
+            "time": f"{duration(elapsed_s)} ({result.n_tokens / max(elapsed_s, 1e-9):.0f} tokens/s)",
+        }
+    )
 
 
 def _render_divergence(out: Output, d: Divergence, model: str) -> None:

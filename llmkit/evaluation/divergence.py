@@ -130,41 +130,60 @@ def measure_divergence(
     """
     step = context if stride is None else stride
     spans = checked_windows(len(ids), context, step)
-    tallies = Tally(), Tally()
-    kls, changes, n_flipped = [], [], 0
+    sums = _Sums()
     progress.begin(sum(end - start for start, end, _ in spans), "comparing with the first model", "tokens")
     try:
         with torch.inference_mode():
             for batch in batches(spans):
-                for piece, (logits, targets) in zip(
-                    before.pieces(ids, batch), scored_logits(after, ids, batch), strict=True
-                ):
-                    if piece.log_p.shape != logits.shape:
-                        raise InputError(
-                            f"the first model gives {piece.log_p.shape[-1]} logits a token, the second "
-                            f"{logits.shape[-1]}: their vocabularies differ"
-                        )
-                    nll = negative_log_likelihood(logits, targets)
-                    tallies[0].add(piece.nll)
-                    tallies[1].add(nll)
-                    changes.append(nll.cpu() - piece.nll.cpu())
-                    log_p = piece.log_p.to(logits.device)
-                    terms = log_p.exp() * (log_p - logits.log_softmax(-1))
-                    kls.append(torch.where(log_p.isneginf(), 0.0, terms).sum(-1).double().cpu())
-                    n_flipped += int((piece.top.to(logits.device) != logits.argmax(-1)).sum())
+                pieces = zip(before.pieces(ids, batch), scored_logits(after, ids, batch), strict=True)
+                for piece, (logits, targets) in pieces:
+                    sums.add(piece, logits, targets)
                 progress.advance(sum(end - start for start, end, _ in batch))
     finally:
         progress.end()
-    kl = torch.cat(kls)
-    change = torch.cat(changes)
-    by_window = change.split([end - first for _, end, first in spans])
-    median, high = (max(float(x), 0.0) for x in np.quantile(kl.numpy(), [0.5, 0.99]))
-    return Divergence(
-        before=tallies[0].perplexity(len(ids), context, step),
-        after=tallies[1].perplexity(len(ids), context, step),
-        kl=max(float(kl.mean()), 0.0),
-        kl_median=median,
-        kl_99=high,
-        flipped=n_flipped / len(kl),
-        change=replace(micro(mean(w.tolist()) for w in by_window), stderr=mean(change.tolist()).stderr),
-    )
+    return sums.divergence([end - first for _, end, first in spans], len(ids), context, step)
+
+
+class _Sums:
+    """What two models say before the same tokens, summed up."""
+
+    def __init__(self) -> None:
+        self._before, self._after = Tally(), Tally()
+        self._kl: list[torch.Tensor] = []
+        self._changes: list[torch.Tensor] = []
+        self._n_flipped = 0
+
+    def add(self, piece: Piece, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add some tokens: the first model's `piece`, the second's float32 logits [tokens, vocab], the ids [tokens].
+
+        Raises:
+            InputError: the two have different vocabularies.
+        """
+        if piece.log_p.shape != logits.shape:
+            raise InputError(
+                f"the first model gives {piece.log_p.shape[-1]} logits a token, the second "
+                f"{logits.shape[-1]}: their vocabularies differ"
+            )
+        nll = negative_log_likelihood(logits, targets)
+        self._before.add(piece.nll)
+        self._after.add(nll)
+        self._changes.append(nll.cpu() - piece.nll.cpu())
+        log_p = piece.log_p.to(logits.device)
+        terms = log_p.exp() * (log_p - logits.log_softmax(-1))
+        self._kl.append(torch.where(log_p.isneginf(), 0.0, terms).sum(-1).double().cpu())
+        self._n_flipped += int((piece.top.to(logits.device) != logits.argmax(-1)).sum())
+
+    def divergence(self, n_scored: Sequence[int], n_tokens: int, context: int, stride: int) -> Divergence:
+        """The divergence over a text of `n_tokens` tokens, in windows that score `n_scored` tokens each."""
+        kl, change = torch.cat(self._kl), torch.cat(self._changes)
+        median, high = (max(float(x), 0.0) for x in np.quantile(kl.numpy(), [0.5, 0.99]))
+        by_window = micro(mean(w.tolist()) for w in change.split(list(n_scored)))
+        return Divergence(
+            before=self._before.perplexity(n_tokens, context, stride),
+            after=self._after.perplexity(n_tokens, context, stride),
+            kl=max(float(kl.mean()), 0.0),
+            kl_median=median,
+            kl_99=high,
+            flipped=self._n_flipped / len(kl),
+            change=replace(by_window, stderr=mean(change.tolist()).stderr),
+        )

@@ -57,34 +57,34 @@ class Parts:
         self.inputs = {value.name: _port(value) for value in graph.graph.input if value.name not in held}
         self.outputs = {value.name: _port(value) for value in graph.graph.output}
         self.is_divided = HIDDEN in self.metadata
-        self._check()
+        if (reason := self._refused()) is not None:
+            raise InputError(f"the graph cannot be run: {reason}", hint="export the model again")
 
-    def _check(self) -> None:
-        """What the parts are made by: tensors, the logits, and where it is marked the value that enters the head."""
-        odd = None
+    def _refused(self) -> str | None:
+        """Why no parts can be made of it: its tensors, its logits, or the value that it marks as entering the head."""
         for name, port in {**self.inputs, **self.outputs}.items():
             if port.dtype not in ELEMENTS:
-                odd = f"its {name[:60]} is of type {port.dtype}"
-        if "logits" not in self.outputs:
-            odd = "it has no output named logits"
-        elif len(shape := self.outputs["logits"].shape) != 3 or not isinstance(shape[2], int):
-            odd = f"its logits are of shape {list(shape)[:9]}, expected [batch, sequence, a number of tokens]"
-        elif "float" not in self.outputs["logits"].dtype:
-            odd = f"its logits are {self.outputs['logits'].dtype}, expected floats"
-        elif sized := [n for n in _TOKENS if n in self.inputs and not _takes_any(self.inputs[n].shape)]:
+                return f"its {name[:60]} is of type {port.dtype}"
+        if (logits := self.outputs.get("logits")) is None:
+            return "it has no output named logits"
+        if len(logits.shape) != 3 or not isinstance(logits.shape[2], int):
+            return f"its logits are of shape {list(logits.shape)[:9]}, expected [batch, sequence, a number of tokens]"
+        if "float" not in logits.dtype:
+            return f"its logits are {logits.dtype}, expected floats"
+        if sized := [n for n in _TOKENS if n in self.inputs and not _takes_any(self.inputs[n].shape)]:
             shape = self.inputs[sized[0]].shape
-            odd = f"its {sized[0]} is of shape {list(shape)[:9]}, expected [batch, sequence] as names"
-        elif self.is_divided:
-            metadata = self.metadata
-            size = metadata.get("llmkit.hidden_size", "")
-            if not any(metadata[HIDDEN] in node.input for node in self._graph.graph.node):
-                odd = f"no node reads {metadata[HIDDEN][:60]!r}, which {HIDDEN} names"
-            elif not (size.isascii() and size.isdigit() and len(size) < 10):
-                odd = f"llmkit.hidden_size is {size[:60]!r}, expected a number"
-            elif metadata.get("llmkit.dtype") not in onnx.TensorProto.DataType.keys():  # noqa: SIM118 - no mapping
-                odd = f"llmkit.dtype is {metadata.get('llmkit.dtype', '')[:60]!r}"
-        if odd is not None:
-            raise InputError(f"the graph cannot be run: {odd}", hint="export the model again")
+            return f"its {sized[0]} is of shape {list(shape)[:9]}, expected [batch, sequence] as names"
+        if not self.is_divided:
+            return None
+        entry, size = self.metadata[HIDDEN], self.metadata.get("llmkit.hidden_size", "")
+        if not any(entry in node.input for node in self._graph.graph.node):
+            return f"no node reads {entry[:60]!r}, which {HIDDEN} names"
+        if not (size.isascii() and size.isdigit() and len(size) < 10):
+            return f"llmkit.hidden_size is {size[:60]!r}, expected a number"
+        dtype = self.metadata.get("llmkit.dtype", "")
+        if dtype not in onnx.TensorProto.DataType.keys():  # noqa: SIM118 - no mapping
+            return f"llmkit.dtype is {dtype[:60]!r}"
+        return None
 
     @cached_property
     def body(self) -> BoundSession:

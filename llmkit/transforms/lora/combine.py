@@ -132,27 +132,28 @@ def _checked(
     if rank is not None and (method != "svd" or rank < 1):
         raise RequirementError("a rank is given for svd only, and is at least 1; the others follow from the adapters")
     for adapter in adapters:
-        odd = {p for parts in adapter.modules.values() for p in parts} - {
-            "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"
-        }  # fmt: skip
-        reason = None
-        if adapter.kind != "LORA":
-            reason = f"it is of type {adapter.kind}"
-        elif adapter.layout != "hf":
-            reason = f"its names ({next(iter(adapter.modules), '')}) are those of another program than peft"
-        elif "lora_magnitude_vector" in odd:
-            reason = "DoRA rescales each row, which no sum of updates does"
-        elif odd:
-            reason = f"it holds {listing(sorted(odd))}"
-        elif adapter.config.get("target_parameters"):
-            reason = "it changes bare parameters (target_parameters)"
-        elif adapter.tokens:
-            reason = "it replaces rows of trained tokens"
-        if reason:
+        if (reason := _uncombinable(adapter)) is not None:
             raise RequirementError(
                 f"{adapter.label} cannot be combined: {reason}", hint="merge the adapters into the base one by one"
             )
     return factors
+
+
+def _uncombinable(adapter: Adapter) -> str | None:
+    """Why an adapter is not a sum of updates alone, as peft names them; None if it is."""
+    parts = {p for parts in adapter.modules.values() for p in parts}
+    odd = parts - {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
+    if adapter.kind != "LORA":
+        return f"it is of type {adapter.kind}"
+    if adapter.layout != "hf":
+        return f"its names ({next(iter(adapter.modules), '')}) are those of another program than peft"
+    if "lora_magnitude_vector" in odd:
+        return "DoRA rescales each row, which no sum of updates does"
+    if odd:
+        return f"it holds {listing(sorted(odd))}"
+    if adapter.config.get("target_parameters"):
+        return "it changes bare parameters (target_parameters)"
+    return "it replaces rows of trained tokens" if adapter.tokens else None
 
 
 def _saved(adapters: Sequence[Adapter]) -> dict[str, Lazy]:
