@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.hooks import TensorFunction, Weights
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kind import Kind, SlotShape, linear_slots
@@ -117,7 +117,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "xielu"},
         flags={"attention_bias": "blk.0.attn_q.bias"},
         read_names=_read,
-        refuses=needs_head,
+        has_own_head=True,
     ),
     tiny=_TINY,
     variants={"defaults": {"rope_theta": None, "rope_scaling": None, "attention_bias": True}},

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
-from llmkit.architecture.gguf import GgufFamily, needs_head
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Alibi, Head, Rope
 from llmkit.architecture.names import Fused
@@ -45,9 +45,7 @@ def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
 
 _BLOCK = replace(BLOCK, position=Rope(theta=10000.0, scaling=NoScaling()))
 _SLOTS = {"attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")), **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v")}
-_GGUF = GgufFamily(
-    "baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT}, refuses=needs_head
-)
+_GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT}, has_own_head=True)
 
 BAICHUAN_7B = Architecture(
     name="baichuan",

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Router
-from llmkit.architecture.gguf import GgufFamily, needs_experts, needs_head
+from llmkit.architecture.gguf import GgufFamily, needs_all_heads, needs_experts
 from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, Kind, PerLayer, RMSNorm, Rope
@@ -49,9 +49,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 
 
 def _refuses(model: Model) -> str | None:
-    if model.dims.heads != model.dims.kv_heads:
-        return "it reads a key head for each query head"
-    return needs_experts(model) or needs_head(model)
+    return needs_all_heads(model) or needs_experts(model)
 
 
 ARCHITECTURE = Architecture(
@@ -74,6 +72,7 @@ ARCHITECTURE = Architecture(
         config={"hidden_act": "silu", "sliding_window": None},
         write=lambda model, _: dense_first_metadata(model),
         refuses=_refuses,
+        has_own_head=True,
     ),
     tiny={
         **TINY, "num_key_value_heads": 4, "head_dim": 16, "n_routed_experts": 6, "n_shared_experts": 1,

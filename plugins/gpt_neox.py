@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkit.architecture.architecture import DERIVED, HIDDEN_PER_HEAD, Architecture, Dims
-from llmkit.architecture.gguf import QKV, GgufFamily, needs_head, rotary_share
+from llmkit.architecture.gguf import QKV, GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, Parallel, PlainMLP, PreNorm, Rope
 from llmkit.architecture.names import Entry, Fused, Names
@@ -68,7 +68,7 @@ ARCHITECTURE = Architecture(
         write=lambda model, config: {"use_parallel_residual": bool(lookup(_IS_PARALLEL, config))},
         config={"hidden_act": "gelu"},
         noted=("hidden_act",),
-        refuses=needs_head,
+        has_own_head=True,
     ),
     tiny=_TINY,
     variants={

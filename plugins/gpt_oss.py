@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import ClampedSwiGLU, Experts, Router
-from llmkit.architecture.gguf import GgufFamily, Metadata, needs_head
+from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -89,7 +89,7 @@ ARCHITECTURE = Architecture(
         slots={"mlp_norm": "post_attention_norm", "attn.sinks": "attn_sinks.weight"},
         keys={"expert_count": "num_local_experts", "expert_feed_forward_length": ""},
         read=_scaling,
-        refuses=needs_head,
+        has_own_head=True,
         has_windows=True,
     ),
     unused=("hidden_act", "initial_context_length", "router_aux_loss_coef", "output_router_logits"),

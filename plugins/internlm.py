@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.gguf import needs_head
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
@@ -94,7 +93,7 @@ INTERNLM2 = alike(
     ),
     reference_config=None,
     # No biases there.
-    gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}, refuses=needs_head),
+    gguf=replace(GGUF, arch="internlm2", flags={}, config={**GGUF.config, "bias": False}, has_own_head=True),
     tiny={**TINY, "rms_norm_eps": 1e-5, "bias": False},
     variants={"biases": {"bias": True}, "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
 )

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import needs_head
 from llmkit.architecture.keys import Computed, Key, lookup, respelled
 from llmkit.architecture.kinds import RMSNorm, Rope
 from llmkit.architecture.scaling import NoScaling, Scaling, scaling_of
@@ -62,7 +61,7 @@ XVERSE = alike(
     "xverse",
     block=BLOCK,
     unused=("max_tokenizer_truncation",),
-    gguf=replace(GGUF, arch="xverse", flags={}, refuses=needs_head),
+    gguf=replace(GGUF, arch="xverse", flags={}, has_own_head=True),
 )
 AQUILA = alike(
     "aquila", ("Aquila-7B", "Aquila2-7B", "Aquila2-34B"), ("AquilaForCausalLM", "AquilaModel"), "aquila", block=BLOCK

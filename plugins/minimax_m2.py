@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, needs_head
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key, as_float, lookup
 from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope, rotated_share
 from llmkit.architecture.positions import THETA_KEYS
@@ -69,7 +69,7 @@ ARCHITECTURE = Architecture(
         },
         config={"hidden_act": "silu"},
         write=lambda *_: {"expert_gating_func": 2},  # sigmoid
-        refuses=needs_head,
+        has_own_head=True,
     ),
     unused=(
         "router_jitter_noise",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
+from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, PlainMLP, Rope, rotated_share
 
@@ -30,7 +30,7 @@ ARCHITECTURE = Architecture(
         keys={"attention.layer_norm_epsilon": "norm_eps"},
         config={"hidden_act": "relu2"},
         flags=GGUF.flags,
-        refuses=needs_head,
+        has_own_head=True,
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
     ),
     tiny={

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, needs_head
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, OutputNorm, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -40,7 +40,7 @@ _BLOCK = Block(
     mlp=GatedMLP(Key("hidden_act", "silu")),
     residual=OutputNorm(),
 )
-_GGUF = GgufFamily("olmo2", config={"hidden_act": "silu"}, refuses=needs_head)
+_GGUF = GgufFamily("olmo2", config={"hidden_act": "silu"}, has_own_head=True)
 _TINY = {**TINY, "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "pad_token_id": 1}
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, needs_head
+from llmkit.architecture.gguf import GgufFamily, needs_all_heads
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GroupedQuery, RMSNorm, Rope
 
@@ -43,7 +43,9 @@ ARCHITECTURE = Architecture(
         ),
     ),
     names=replace(QWEN3.names, slots={**QWEN3.names.slots, **EXPERTS}),
-    gguf=GgufFamily("olmoe", config={"norm_topk_prob": False, "hidden_act": "silu"}, refuses=needs_head),
+    gguf=GgufFamily(
+        "olmoe", config={"norm_topk_prob": False, "hidden_act": "silu"}, refuses=needs_all_heads, has_own_head=True
+    ),
     unused=("output_router_logits",),
     tiny={
         **TINY,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llmkit.architecture.architecture import Architecture
-from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
+from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import (
     Block,
@@ -56,7 +56,7 @@ ARCHITECTURE = Architecture(
     gguf=GgufFamily(
         "phi2",
         config={"hidden_act": "gelu_new"},
-        refuses=needs_head,
+        has_own_head=True,
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
     ),
     tiny={

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import GgufFamily, needs_head
+from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import is_sliding, window_of
@@ -76,7 +76,7 @@ ARCHITECTURE = Architecture(
             "mlp.shared_gate": "mlp.shared_expert_gate",
         },
     ),
-    gguf=GgufFamily("qwen2moe", config={"use_sliding_window": False, "norm_topk_prob": False}, refuses=needs_head),
+    gguf=GgufFamily("qwen2moe", config={"use_sliding_window": False, "norm_topk_prob": False}, has_own_head=True),
     unused=(*WINDOW_KEYS, "output_router_logits"),
     tiny={
         **TINY,

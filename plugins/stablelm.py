@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, HIDDEN_PER_HEAD, Architecture, Dims
-from llmkit.architecture.gguf import GgufFamily, needs_head, rotary_share
+from llmkit.architecture.gguf import GgufFamily, rotary_share
 from llmkit.architecture.keys import Computed, Key, respelled
 from llmkit.architecture.kinds import (
     Block,
@@ -78,7 +78,7 @@ ARCHITECTURE = Architecture(
         flags={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
         write=lambda _, config: {"use_parallel_residual": bool(config.get("use_parallel_residual"))},
-        refuses=needs_head,
+        has_own_head=True,
         tokenizer_pre="stablelm2",
     ),
     tiny={

@@ -119,6 +119,7 @@ class GgufFamily:
         claims: which files of this architecture are the family's, from their metadata and tensor names; None for all,
             where no other family claims them.
         older: how earlier writers had it, in files that its `claims` takes; only read.
+        has_own_head: llama.cpp does not take the embedding for the head: of a tied one files have the matrix twice.
         has_pairs_without_rope: q and k are reordered like rotary rows though the model has no rotary positions.
         has_windows: llama.cpp applies `attention.sliding_window` to this architecture.
         is_robust: llama.cpp's presets give its layers fewer bits than those of other families, and its head more.
@@ -149,6 +150,7 @@ class GgufFamily:
     claims: Callable[[Metadata, Collection[str]], bool] | None = None
     older: GgufFamily | None = None
     has_windows: bool = False
+    has_own_head: bool = False
     has_pairs_without_rope: bool = False
     is_robust: bool = False
     tokenizer_pre: str | None = None
@@ -211,9 +213,9 @@ def heads_of_layers(model: Model) -> list[int]:
     return [model.dims.kv_heads * has for has in has_attention]
 
 
-def needs_head(model: Model) -> str | None:
-    """Why llama.cpp cannot run a model of a family whose head it does not take from the embedding."""
-    return "its head is tied to the embedding" if model.is_tied else None
+def needs_all_heads(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model of a family whose query heads never share a key head."""
+    return None if model.dims.heads == model.dims.kv_heads else "it reads a key head for each query head"
 
 
 def needs_experts(model: Model) -> str | None:

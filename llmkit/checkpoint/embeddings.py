@@ -118,6 +118,19 @@ def with_true_tying(ckpt: Checkpoint, limit: int = 2**26) -> Checkpoint:
     return replace(ckpt, config=_untied(ckpt.config, tying.key), notes=(*ckpt.notes, note))
 
 
+def with_own_head(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint with its embedding once more as its head, and a config that does not tie them, where it does.
+
+    Raises:
+        SpecError: the config does not fit the architecture.
+    """
+    tying = _config_tying(ckpt)
+    if tying is None or tying.key is None or not as_bool(tying.is_tied) or tying.embed not in ckpt.tensors:
+        return ckpt
+    tensors = sort_tensors({**ckpt.tensors, tying.head: ckpt.tensors[tying.embed]})
+    return replace(ckpt, tensors=tensors, config=_untied(ckpt.config, tying.key))
+
+
 @dataclass(frozen=True, slots=True)
 class _ConfigTying:
     """What the config says: the names, whether they are tied, and by which key (None: by none)."""

@@ -129,7 +129,7 @@ def quantize(
     layout = targets().get(format)
     if layout is None or not layout.of_bits:
         before = spelled_for(before, folder_codec(format))
-    recipe = mixed_precision.rules(before)
+    recipe = mixed_precision.rules(layout.as_filed(before) if layout is not None else before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:
         if rank():

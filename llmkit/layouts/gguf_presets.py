@@ -147,7 +147,8 @@ PRESETS: Mapping[str, Preset] = {
 # What takes the place of a type whose blocks do not divide a row; where that does not fit either, F16.
 _SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 _NO_FIT = "F16"
-_HEAD, _EMBEDDING, _INPUTS = "output.weight", "token_embd.weight", "per_layer_token_embd.weight"
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+_INPUTS = "per_layer_token_embd.weight"
 _ALWAYS_F32 = (  # or the ends of names
     *("position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
     *("ssm_conv1d.weight", "shortconv.conv.weight", "time_mix_lerp_fused.weight", "time_mix_first.weight"),
@@ -174,7 +175,7 @@ def types_of(
     """
     types: dict[str, str] = {}
     wanted: dict[str, str] = {}
-    heads = [_HEAD] if _HEAD in shapes else [_EMBEDDING, _INPUTS]
+    heads = [HEAD] if HEAD in shapes else [EMBEDDING, _INPUTS]
     values = sorted((int(m[1]), name) for name in shapes if (m := _VALUES.fullmatch(name)))
     places = {name: (i, len(values)) for i, (_, name) in enumerate(values)}
     for name, shape in shapes.items():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
-from llmkit.architecture.gguf import QKV, GgufFamily, needs_head
+from llmkit.architecture.gguf import QKV, GgufFamily
 from llmkit.architecture.keys import Computed, Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, RMSNorm, Rope
 from llmkit.architecture.model import Model
@@ -111,7 +111,7 @@ ARCHITECTURE = Architecture(
         write=_metadata,
         config={"no_bias": True, "use_dynamic_ntk": False, "use_logn_attn": False},
         noted=("use_dynamic_ntk", "use_logn_attn"),
-        refuses=needs_head,
+        has_own_head=True,
     ),
     tiny=_TINY,
     variants={"short": {"seq_length": 10}, "plain": {"use_dynamic_ntk": False, "use_logn_attn": False}},

@@ -14,14 +14,12 @@ from llmkit.architecture.prompts import FORMATS
 
 from . import ARCHITECTURE as RWKV_4
 from . import norm_of
+from .heads import heads_as_wide_as
 from .v5_kind import Eagle, Finch
 from .v6_gguf import GGUF
 
 _HEAD = Key("head_size", 64)
-
-
-def _heads(config: Mapping[str, Any]) -> int:
-    return int(config["hidden_size"]) // int(config.get("head_size") or 64)
+_HEADS = heads_as_wide_as("head_size")
 
 
 def _ffn(config: Mapping[str, Any]) -> int:
@@ -56,8 +54,8 @@ RWKV_5 = replace(
     dims=Dims(
         hidden="hidden_size",
         layers="num_hidden_layers",
-        heads=Computed(_heads),
-        kv_heads=Computed(_heads),
+        heads=_HEADS,
+        kv_heads=_HEADS,
         head_dim=_HEAD,
         ffn=Computed(_ffn),
         vocab="vocab_size",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Any
 
-from llmkit.architecture.gguf import Form, GgufFamily, needs_head
+from llmkit.architecture.gguf import Form, GgufFamily
 from llmkit.architecture.kinds import LayerNorm
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry
@@ -40,7 +40,7 @@ def _refuses(model: Model) -> str | None:
         return f"it has one epsilon for all norms, and this model {first.epsilon:g} and, for the last, {_EPS:g}"
     if isinstance(block, Finch) and not isclose(block.head_norm.epsilon, _HEAD_EPS, rel_tol=1e-5):
         return f"it norms heads with an epsilon of {_HEAD_EPS:g}, and this model with {block.head_norm.epsilon:g}"
-    return needs_head(model)
+    return None
 
 
 GGUF = GgufFamily(
@@ -69,4 +69,5 @@ GGUF = GgufFamily(
     },
     write=_write,
     refuses=_refuses,
+    has_own_head=True,
 )

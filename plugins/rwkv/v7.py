@@ -13,6 +13,7 @@ from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.tokenizers import TOKENIZERS
 
+from .heads import heads_as_wide_as
 from .v7_gguf import GGUF
 from .v7_kind import GeneralizedDelta
 from .v7_mix import MIXED
@@ -20,10 +21,7 @@ from .v7_mix import MIXED
 _EPS = Key("norm_eps", 1e-5)
 _NORM = LayerNorm(eps=_EPS, bias=Key("norm_bias", True))
 _HEAD_DIM = Key("head_dim", 64)
-
-
-def _heads(config: Mapping[str, Any]) -> int:
-    return int(config["hidden_size"]) // int(config.get("head_dim") or 64)
+_HEADS = heads_as_wide_as("head_dim")
 
 
 def _ffn(config: Mapping[str, Any]) -> int:
@@ -43,8 +41,8 @@ ARCHITECTURE = Architecture(
     dims=Dims(
         hidden="hidden_size",
         layers="num_hidden_layers",
-        heads=Computed(_heads),
-        kv_heads=Computed(_heads),
+        heads=_HEADS,
+        kv_heads=_HEADS,
         head_dim=_HEAD_DIM,
         ffn=Computed(_ffn),
         vocab="vocab_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isclose
 
-from llmkit.architecture.gguf import Form, GgufFamily, needs_head
+from llmkit.architecture.gguf import Form, GgufFamily
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry
 
@@ -46,7 +46,7 @@ def _refuses(model: Model) -> str | None:
     block = model.block
     if isinstance(block, GeneralizedDelta) and not isclose(block.head_norm.epsilon, _HEAD_EPS, rel_tol=1e-5):
         return f"it norms heads with an epsilon of {_HEAD_EPS:g}, and this model with {block.head_norm.epsilon:g}"
-    return needs_head(model)
+    return None
 
 
 GGUF = GgufFamily(
@@ -76,4 +76,5 @@ GGUF = GgufFamily(
     config={"hidden_act": "sqrelu", "norm_first": True},
     write=_write,
     refuses=_refuses,
+    has_own_head=True,
 )

@@ -167,6 +167,13 @@ def test_a_size_that_a_plugin_counts_with_is_named():
         falcon.bind(config)
 
 
+@pytest.mark.parametrize(("name", "key"), [("rwkv5", "head_size"), ("rwkv6", "head_size"), ("rwkv7", "head_dim")])
+def test_a_stream_of_no_whole_number_of_heads_is_refused(name, key):
+    rwkv = find({"model_type": name})
+    with pytest.raises(SpecError, match=f"hidden_size 36 is not a multiple of {key} 8"):
+        rwkv.bind(rwkv.tiny_config() | {"hidden_size": 36, key: 8})
+
+
 def test_null_is_not_absence():
     """As in transformers' classes, whose defaults are for what is not stated."""
     ernie = find({"model_type": "ernie4_5"})

@@ -25,7 +25,8 @@ from llmkit.decoder.reference import reference_logits
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.inspection.check import check_output
 from llmkit.tensors.spec import DType
-from llmkit.transforms.convert import Overflow, convert
+from llmkit.transforms.convert import Overflow, convert, targets
+from llmkit.transforms.schemes import head_and_embedding_recipe
 
 PLUGINS = {a.name: a for p in default_registry().plugins if p.is_builtin and (a := default_registry().load(p))}
 FAMILIES = {name: a for name, a in PLUGINS.items() if a.gguf is not None}
@@ -34,7 +35,7 @@ DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
 REFUSED = {
     ("arcee", "biases"): "it reads no biases",
     ("bloom", "normed-residual"): "residual is NormedResidual, here PreNorm",
-    ("dots1", "groups"): "its head is tied to the embedding",
+    ("dots1", "groups"): "attention.qkv_bias is True, here False",
     ("dots1", "window"): "it reads a key head for each query head",
     ("lfm2_moe", "no-correction"): "attention.bias is True, here False",
     ("lfm2_moe", "sizes"): "mlp.router.scale is 1.5, here 1.0",
@@ -50,7 +51,6 @@ REFUSED = {
     ("youtu", "biases"): "attention.bias is True, here False",
     ("kimi_linear", "compressed-queries"): "it reads queries that are not compressed",
     ("ernie4_5_moe", "unshared"): "mlp is GatedMLP, here Experts",
-    ("gpt_neox", "tied"): "its head is tied to the embedding",
     ("falcon", "rw-1b"): "attention.qkv_bias is True",
     ("falcon", "rw-twelve-heads"): "attention.qkv_bias is True",
     ("falcon", "rw-1b-2023"): "attention.qkv_bias is True",
@@ -64,7 +64,7 @@ REFUSED = {
     ("gemma4", "per-layer"): "it takes keys of the last two layers that have some",
     ("glm", "defaults"): "its heads are 512 wide together, not 32",
     ("glm", "wide-heads"): "its heads are 64 wide together, not 32",
-    ("gpt_oss", "no-biases"): "its head is tied to the embedding",
+    ("gpt_oss", "no-biases"): "attention.qkv_bias is False, here True",
     ("gpt_oss", "transformers-5"): "sliding_window is None, here 7",
     ("gpt2", "by-layer"): "attention.scale is",
     ("gpt2", "unscaled"): "attention.scale is 1.0",
@@ -81,7 +81,6 @@ REFUSED = {
     ("internlm2", "dynamic"): "rope_scaling is 'dynamic'",
     ("hunyuan", "plain"): "attention.qkv_bias is True, here False",
     ("hunyuan_moe", "plain"): "attention.qkv_bias is True, here False",
-    ("minimax_m2", "defaults"): "its head is tied to the embedding",
     ("lfm2", "biases"): "attention.bias is True, here False",
     ("mamba", "defaults"): "its layers are 32 wide, and not twice the 32 of the stream",
     ("mamba", "untied"): "attention.conv_bias is False, here True",
@@ -95,12 +94,10 @@ REFUSED = {
     ("llama", "yarn-mscale"): "rope_scaling.mscale is 1.0, here None",
     ("minicpm3", "plain-queries"): "attention.bias is True, here False",
     ("minicpm3", "other-scales"): "multiplier is 1.41421",
-    ("nemotron", "tied"): "its head is tied to the embedding",
-    ("olmo2", "multi-head"): "its head is tied to the embedding",
     ("olmo2", "bias"): "attention.qkv_bias is True, here False",
     ("olmo3", "transformers-5"): "sliding_window is None, here 7",
-    ("olmoe", "clipped"): "attention.clip is 0.5, here None",
-    ("olmoe", "normalized"): "its head is tied to the embedding",
+    ("olmoe", "clipped"): "it reads a key head for each query head",
+    ("olmoe", "normalized"): "attention.qkv_bias is True, here False",
     ("phi", "grouped"): "attention.qk_norm is LayerNorm, here None",
     ("mpt", "scaled"): "attention.scale is 0.5",
     ("qwen2", "window-above"): "sliding_window is 7, here None",
@@ -108,7 +105,7 @@ REFUSED = {
     ("qwen3_5_moe", "biases"): "heads of its Gated DeltaNets have keys and values of two widths",
     ("qwen3_next", "biases"): "heads of its Gated DeltaNets have keys and values of two widths",
     ("qwen3_next", "dense-below"): "mlp is GatedMLP, here Experts",
-    ("qwen2_moe", "dense-above"): "its head is tied to the embedding",
+    ("qwen2_moe", "dense-above"): "mlp.router.is_normalized is True, here False",
     ("qwen2_moe", "no-bias"): "attention.qkv_bias is False, here True",
     ("qwen3_moe", "dense-below"): "mlp is GatedMLP, here Experts",
     ("qwen3_moe", "window"): "attention.qkv_bias is True, here False",
@@ -119,18 +116,14 @@ REFUSED = {
     ("seed_oss", "output-bias"): "attention.out_bias is True, here False",
     ("smollm3", "window"): "attention.qkv_bias is True, here False",
     ("starcoder2", "no-bias"): "its layers have no biases",
-    ("stablelm", "tied"): "its head is tied to the embedding",
 }
 # Keys in the first 20 layers, zeros in the first 10; what is 256 wide in llama.cpp, and 64.
 LIKE_GEMMA_3N = {
     "num_hidden_layers": 22, "num_kv_shared_layers": 2, "layer_types": None, "intermediate_size": 48,
     "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12, "hidden_size_per_layer_input": 256, "laurel_rank": 64,
 }  # fmt: skip
-# Whose files need a head of their own; see test_gguf_in_llama_cpp.py.
-NEEDS_HEAD = {
-    *("apertus", "baichuan", "baichuan13b", "dots1", "gpt_neox", "gpt_oss", "internlm2", "minimax_m2", "nemotron"),
-    *("olmo2", "olmo3", "olmoe", "phi", "qwen", "qwen2_moe", "rwkv6", "rwkv7", "stablelm", "xverse"),
-}
+TIED = {"tie_word_embeddings": True}
+NEEDS_HEAD = [name for name, a in FAMILIES.items() if a.gguf.has_own_head]
 CASES = [
     pytest.param(name, variant, marks=[] if variant is None or (name, variant) in REFUSED else pytest.mark.slow)
     for name, a in FAMILIES.items()
@@ -186,7 +179,8 @@ def test_there_and_back(tmp_path, name, variant):
         return
     written(ckpt, tmp_path / "out")
     back = llmkit.open_checkpoint(tmp_path / "out")
-    assert sorted(back.tensors) == sorted(ckpt.tensors)
+    twice = FAMILIES[name].gguf.has_own_head and ckpt.require_model().is_tied
+    assert sorted(back.tensors) == sorted([*ckpt.tensors, *([ckpt.require_model().name_of("head.weight")] * twice)])
     if FAMILIES[name].gguf.fold is not None:  # its multipliers are in the weights
         ids = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
@@ -209,11 +203,28 @@ def test_there_and_back(tmp_path, name, variant):
     assert plain[0].dims.context in (None, plain[1].dims.context)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n in NEEDS_HEAD])
-def test_a_tied_head_that_llama_cpp_does_not_tie_is_refused(name):
-    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name) | {"tie_word_embeddings": True})
-    with pytest.raises(RequirementError, match="its head is tied to the embedding"):
-        convert(ckpt, to="gguf", type="f32")
+@pytest.mark.parametrize("name", NEEDS_HEAD)
+def test_a_tied_head_that_llama_cpp_does_not_tie_is_written_twice(tmp_path, name):
+    """test_gguf_in_llama_cpp.py has what it computes."""
+    ckpt = replace(random_checkpoint(FAMILIES[name], tiny_config(name) | TIED), label="tiny")
+    tensors = {t.name: values(t) for t in written(ckpt, tmp_path / "out").tensors}
+    assert torch.equal(tensors["output.weight"], tensors["token_embd.weight"])
+    back = llmkit.open_checkpoint(tmp_path / "out")
+    assert back.config["tie_word_embeddings"]
+    assert not back.notes
+    model = back.require_model()
+    assert torch.equal(*(back.tensors[model.name_of(f"{end}.weight")].load() for end in ("embed", "head")))
+
+
+def test_a_tied_head_written_twice_may_have_other_blocks(tmp_path):
+    ckpt = random_checkpoint(FAMILIES["gpt_neox"], tiny_config("gpt_neox") | TIED | {"hidden_size": 256})
+    ckpt = replace(ckpt, label="tiny")
+    types = {t.name: t.tensor_type for t in written(ckpt, tmp_path / "q4", "q4_k_m").tensors}
+    assert (types["output.weight"], types["token_embd.weight"]) == (Q.Q6_K, Q.Q4_K)  # as llama-quantize has them
+    assert not llmkit.open_checkpoint(tmp_path / "q4").config["tie_word_embeddings"]
+    recipe = head_and_embedding_recipe(targets()["gguf"].as_filed(ckpt), head_bits=8, embedding_bits=6)
+    types = convert(ckpt, to="gguf", type="q4_k_m", recipe=recipe).container.types
+    assert (types["output.weight"], types["token_embd.weight"]) == ("Q8_0", "Q6_K")
 
 
 @pytest.mark.parametrize(("name", "variant"), [("deepseek3", None), ("exaone4", "1.2b"), ("mpt", None)])

@@ -21,7 +21,7 @@ from llmkit.decoder.contract import random_checkpoint
 from llmkit.tensors.lazy import Apply
 from llmkit.transforms.convert import convert
 from tests.quantization.test_mxfp4 import published
-from tests.transforms.test_convert_gguf import FAMILIES, LIKE_GEMMA_3N, NEEDS_HEAD, tiny_config
+from tests.transforms.test_convert_gguf import FAMILIES, LIKE_GEMMA_3N, NEEDS_HEAD, TIED, tiny_config
 
 PYTHON = os.environ.get("LLMKIT_LLAMA_CPP")
 pytestmark = [
@@ -158,10 +158,20 @@ def as_there(config):
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NEEDS_HEAD])
 def test_a_tied_head_is_loaded(tmp_path, name):
-    """The other families are refused: test_convert_gguf.py."""
-    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name) | {"tie_word_embeddings": True})
+    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name) | TIED)
     llmkit.save(without_vocabulary(convert(ckpt, to="gguf", type="f32")), tmp_path / "g")
     run(LOGITS.partition("model.eval")[0], next((tmp_path / "g").glob("*.gguf")), "", "[]")
+
+
+@pytest.mark.parametrize("name", NEEDS_HEAD)
+def test_logits_of_a_tied_head_written_twice(tmp_path, name):
+    ckpt = random_checkpoint(FAMILIES[name], tiny_config(name) | CASES.get((name, None), {}) | TIED)
+    llmkit.save(without_vocabulary(convert(ckpt, to="gguf", type="f32")), tmp_path / "g")
+    run(LOGITS, next((tmp_path / "g").glob("*.gguf")), tmp_path / "logits.npy", json.dumps(IDS))
+    found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    with torch.inference_mode():
+        want = llmkit.load_decoder(ckpt, dtype="float32")(torch.tensor([IDS]))[0]
+    assert (found - want).abs().max() <= 1e-3 * want.abs().max()
 
 
 def without_vocabulary(converted):

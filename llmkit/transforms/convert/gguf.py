@@ -12,7 +12,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.difference import difference
 from llmkit.architecture.gguf import GgufFamily
-from llmkit.architecture.keys import as_bool
+from llmkit.architecture.keys import as_bool, as_key
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import normalized_rows
 from llmkit.architecture.tokenizers import TokenizerKind
@@ -24,7 +24,7 @@ from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_forms import fold_multipliers
-from llmkit.layouts.gguf_presets import PRESETS, Sizes, is_matrix, types_of
+from llmkit.layouts.gguf_presets import EMBEDDING, HEAD, PRESETS, Sizes, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import lists_to_metadata, to_gguf
 from llmkit.quantization.codecs.gguf import as_blocks, quantized
@@ -36,7 +36,7 @@ from llmkit.tensors.spec import DType
 from llmkit.tensors.vectors import cast_vector
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms.convert.casting import Overflow, cast
-from llmkit.transforms.convert.gguf_recipe import source_names, types_by_recipe
+from llmkit.transforms.convert.gguf_recipe import as_filed, source_names, types_by_recipe
 from llmkit.transforms.recipe import Recipe
 
 TYPE_NAMES = tuple(name.lower() for name in PRESETS)
@@ -79,9 +79,11 @@ def write(
     preset = _type(type or _FLOATS)
     ckpt = float_text_part(ckpt, dtype=DType.F32)  # rounded once, to what is stored
     importance = _importance(statistics, ckpt) if statistics is not None else {}
-    config = dict(ckpt.config)
+    config, n_stored, ckpt = dict(ckpt.config), len(ckpt.tensors), as_filed(ckpt)
     model, family, tokenizer = _known(ckpt)
     tensors, model, notes = _folded(ckpt, model, family)
+    if len(ckpt.tensors) > n_stored:
+        notes.append("the embedding is stored twice: llama.cpp wants a head of its own")
     factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
     stored, lists = lists_to_metadata(to_gguf(tensors, model, family), family)
     stored |= factors
@@ -93,7 +95,6 @@ def write(
         **values,
         **lists,
     }
-    metadata |= _noted(model, config, family, metadata, stored)
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(PRESETS[preset], {name: lazy.shape for name, lazy in stored.items()}, sizes)
     notes += _replaced(types, wanted)
@@ -102,6 +103,7 @@ def write(
         matrices = {name: lazy.shape for name, lazy in stored.items() if is_matrix(name, lazy.shape)}
         chosen = types_by_recipe(recipe, matrices, source_names(ckpt, model))
     kind, types, same = _with_kept(stored, preset, types, chosen, keeps_blocks=type is None)
+    metadata |= _noted(model, config, family, metadata, stored, types)
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
     notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)
     vocabulary, more = vocabulary_metadata(
@@ -190,9 +192,16 @@ def _type(text: str) -> str:
 
 
 def _noted(
-    model: Model, config: Mapping[str, Any], family: GgufFamily, metadata: Mapping[str, Any], stored: Mapping[str, Lazy]
+    model: Model,
+    config: Mapping[str, Any],
+    family: GgufFamily,
+    metadata: Mapping[str, Any],
+    stored: Mapping[str, Lazy],
+    types: Mapping[str, str],
 ) -> dict[str, str]:
     """Keys of config.json that the metadata cannot express and readers need for the same model; mostly none.
+
+    A head that the file has as a copy of the embedding is noted as tied, where both have one type.
 
     Raises:
         RequirementError: the metadata cannot say what the model is; the first difference is named.
@@ -203,6 +212,8 @@ def _noted(
     constants = rope_factors(model)
     restored = config_of(metadata, reader, reader.gguf, stored, model.dims.vocab, constants.get)
     noted = {key: config[key] for key in family.noted if key in config and config[key] != restored.get(key)}
+    if stored.get(HEAD) is stored[EMBEDDING] and types[HEAD] == types[EMBEDDING]:
+        noted |= dict.fromkeys(as_key(reader.head.tied).spellings[:1], True)
     plain = replace(model, head=replace(model.head, normalized=False))
     differs = _difference(plain, reader, restored | noted)
     if differs is not None:

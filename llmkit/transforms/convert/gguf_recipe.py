@@ -8,6 +8,7 @@ from functools import partial
 from llmkit.architecture.model import Model
 from llmkit.architecture.storage import weights_of
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.embeddings import with_own_head
 from llmkit.checkpoint.statistics import gguf_spelling
 from llmkit.errors import InputError, SpecError, suggestion
 from llmkit.formats.gguf_types import TYPE_BY_NAME
@@ -22,6 +23,12 @@ from llmkit.transforms.recipe import FLOAT, Recipe, Scheme
 _OF_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
 _FLOAT = "F16"
 _TYPES = tuple(dict.fromkeys([mix.type for mix in PRESETS.values()]))
+
+
+def as_filed(ckpt: Checkpoint) -> Checkpoint:
+    """The checkpoint with the matrices that its GGUF file has: where llama.cpp wants it, a tied head of its own."""
+    family = ckpt.architecture.gguf if ckpt.architecture is not None else None
+    return with_own_head(ckpt) if family is not None and family.has_own_head else ckpt
 
 
 def source_names(ckpt: Checkpoint, model: Model) -> dict[str, list[str]]:
@@ -79,6 +86,7 @@ def block_candidates(ckpt: Checkpoint, written: Checkpoint, recipe: Recipe) -> C
         ckpt: float tensors.
         written: the same as a GGUF file in float16, but for what the recipe names.
     """
+    ckpt = as_filed(ckpt)
     model = ckpt.require_model()
     weights = weights_of(ckpt.tensors, model)
     slots = {slot.name: slot for slot in gguf_spelling(ckpt, model).slots.values()}

@@ -24,7 +24,7 @@ from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.candidates import Candidates
 from llmkit.transforms.convert import gguf
 from llmkit.transforms.convert.codes import to_codec
-from llmkit.transforms.convert.gguf_recipe import block_candidates
+from llmkit.transforms.convert.gguf_recipe import as_filed, block_candidates
 from llmkit.transforms.recipe import Recipe
 
 Write = Callable[..., Checkpoint]
@@ -40,6 +40,7 @@ class Target:
         options: names of the options it takes.
         takes_quantized: whether a quantized checkpoint goes there as it is.
         of_bits: for layouts of blocks, whose types `write` chooses by tensor, its options for `quantize --bits`.
+        as_filed: the checkpoint with the matrices that files have apart.
         candidates: for these, how each matrix can be stored (float tensors, the same written in floats, a recipe).
         counts_overflow: `write` chooses dtypes itself (`--dtype` does not apply), and counts what they cannot hold.
     """
@@ -50,6 +51,7 @@ class Target:
     takes_quantized: bool = False
     counts_overflow: bool = False
     of_bits: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    as_filed: Callable[[Checkpoint], Checkpoint] = lambda ckpt: ckpt
     candidates: Callable[[Checkpoint, Checkpoint, Recipe], Candidates] | None = None
 
 
@@ -112,6 +114,7 @@ _BUILT_IN = {
         takes_quantized=True,
         counts_overflow=True,
         of_bits=gguf.OF_BITS,
+        as_filed=as_filed,
         candidates=block_candidates,
     ),
 }
