@@ -211,10 +211,10 @@ class _NotComplete(Exception):
 
 class _Watching(Protocol):
     def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
-        """The block has a linear layer of these weights."""
+        """The block has a linear layer of these weights, [out, in] one below the other."""
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """What to compute the layers of these weights with, whose inputs are x."""
+        """What to compute the layers of these weights with, [out, in]; their inputs are x [..., in]."""
 
 
 class _Place(NamedTuple):

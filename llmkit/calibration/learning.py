@@ -49,7 +49,7 @@ class BlockOutputError:
         self._beside: Mapping[str, torch.Tensor] = {}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> BlockOutputError:
-        """The same error with further weights replaced, by canonical id."""
+        """The same error with further weights replaced, by canonical id, each of its weight's shape."""
         error = copy(self)
         with torch.inference_mode(False):  # tensors of inference mode cannot be saved for gradients of others
             error._beside = {name: t.clone() if t.is_inference() else t for name, t in weights.items()}
@@ -113,7 +113,7 @@ class KeptWeights:
         self._given: Mapping[str, torch.Tensor] = {}
 
     def replaced(self, replacements: Mapping[str, torch.Tensor]) -> KeptWeights:
-        """The same weights with these replaced."""
+        """The same weights with these replaced, by canonical id, each of its weight's shape."""
         weights = KeptWeights(self._weights, self._held, self._stem)
         weights._given = replacements
         return weights

@@ -40,7 +40,7 @@ class Share:
     floats: torch.Tensor | None
 
     def passed(self, blocks: Blocks, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The hidden states after the block, in the place of those before it, and those in the float model."""
+        """The hidden states [B, S, hidden] after the block, in the place of those before it, and in the float model."""
         with narrow_products():
             if self.floats is None:
                 return blocks.run(self.block, self.hidden, hook), None

@@ -16,6 +16,7 @@ from llmkit.errors import InputError, LlmkitError, OutputError, PluginError, lis
 
 if TYPE_CHECKING:
     from llmkit.architecture.architecture import Architecture
+    from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.decoder.contract import Check
 
 _KIND = "a plugin of llmkit"
@@ -39,10 +40,6 @@ def new(
     cannot tell, and it lists tensors and keys of config.json that it does not know. Every command takes it with
     --plugin FILE.py, or by the variable LLMKIT_PLUGINS. Reads no tensor data.
     """
-    from llmkit.architecture.registry import GROUP
-    from llmkit.checkpoint.checkpoint import open_checkpoint
-    from llmkit.checkpoint.classification import require_model
-    from llmkit.checkpoint.quantized import describe, is_quantized
     from llmkit.drafting.draft import draft_plugin, plugin_text
     from llmkit.pipeline.files import check_file, write_file
 
@@ -50,14 +47,7 @@ def new(
         if output.exists() and not overwrite:
             raise OutputError(f"{output} already exists", hint="choose another -o, or add --overwrite to replace it")
         check_file(output, _KIND, _is_plugin)
-    ckpt = require_model(open_checkpoint(model), "plugins new")
-    if not ckpt.config and not is_quantized(ckpt):
-        raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
-    if is_quantized(ckpt):
-        raise InputError(
-            f"{model} is quantized ({describe(ckpt)}): its headers do not show the shapes of the float weights",
-            hint="draft from the float model, then open this one with the plugin",
-        )
+    ckpt = _float_model(model)
     if existing := _known(ckpt.config):
         out.note(f"the plugin {existing} describes this model already; this is another draft of it")
     wanted = _identifier(name or str(ckpt.config.get("model_type") or ckpt.label))
@@ -66,13 +56,14 @@ def new(
     text, problems = plugin_text(draft, ckpt.label), list(draft.problems)
     if output is not None:
         write_file(output, text.encode(), _KIND, _is_plugin)
+    checks = [line.strip() for line in text.splitlines() if "# check:" in line]
     document = {
         "name": wanted,
         "file": str(output) if output else None,
         "text": text,
         "fits": not problems,
         "problems": problems,
-        "checks": [line.strip() for line in text.splitlines() if "# check:" in line],
+        "checks": checks,
         "after": draft.like.name,
         "special": list(draft.unknown),
         "unused_keys": dict(draft.unread),
@@ -82,9 +73,8 @@ def new(
         if output is None:
             out.text(text)
             return
-        n = len(document["checks"]) if isinstance(document["checks"], list) else 0
         fits = "names and shapes fit" if not problems else "names and shapes do not fit yet"
-        left = f"{n} lines to check, {len(draft.unread)} keys unread"
+        left = f"{len(checks)} lines to check, {len(draft.unread)} keys unread"
         out.line(f"wrote {output}, after {draft.like.name}: {fits} {ckpt.label}; {left}")
 
     out.answer(document, render, brief=str(output) if output else text.rstrip("\n"))
@@ -93,14 +83,39 @@ def new(
     for problem in problems:
         out.warning(f"the draft does not fit {ckpt.label}: {problem}")
     if output is not None:
-        file = shlex.quote(str(output) if "/" in str(output) else f"./{output}")
-        out.note(
-            f"use it at once: llmkit inspect {shlex.quote(model)} --plugin {file} (or export LLMKIT_PLUGINS={file})"
+        _say_how_to_use(out, output, wanted, model)
+
+
+def _float_model(model: str) -> Checkpoint:
+    """The checkpoint, if its headers and config show what a plugin states.
+
+    Raises:
+        InputError: it is no model, has no config, or is quantized.
+    """
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.checkpoint.classification import require_model
+    from llmkit.checkpoint.quantized import describe, is_quantized
+
+    ckpt = require_model(open_checkpoint(model), "plugins new")
+    if is_quantized(ckpt):
+        raise InputError(
+            f"{model} is quantized ({describe(ckpt)}): its headers do not show the shapes of the float weights",
+            hint="draft from the float model, then open this one with the plugin",
         )
-        out.note("to install it, put it into a package whose pyproject.toml has these two lines:")
-        out.note(f'  [project.entry-points."{GROUP}"]')
-        out.note(f'  {wanted} = "{output.stem}:ARCHITECTURE"')
-        out.hint(f"llmkit plugins check {file} --model {shlex.quote(model)}")
+    if not ckpt.config:
+        raise InputError(f"{model} has no config.json: a plugin cannot be drafted without it")
+    return ckpt
+
+
+def _say_how_to_use(out: Output, output: Path, name: str, model: str) -> None:
+    from llmkit.architecture.registry import GROUP
+
+    file = shlex.quote(str(output) if "/" in str(output) else f"./{output}")
+    out.note(f"use it at once: llmkit inspect {shlex.quote(model)} --plugin {file} (or export LLMKIT_PLUGINS={file})")
+    out.note("to install it, put it into a package whose pyproject.toml has these two lines:")
+    out.note(f'  [project.entry-points."{GROUP}"]')
+    out.note(f'  {name} = "{output.stem}:ARCHITECTURE"')
+    out.hint(f"llmkit plugins check {file} --model {shlex.quote(model)}")
 
 
 def _is_plugin(head: bytes) -> bool:

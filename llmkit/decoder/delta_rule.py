@@ -40,7 +40,7 @@ def delta_rule(
 def recurrent(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, rate: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`delta_rule` token by token."""
+    """`delta_rule` token by token; shapes as there."""
     outputs = []
     left = (decay[..., None] if decay.ndim == 3 else decay).exp()
     for t in range(q.shape[2]):

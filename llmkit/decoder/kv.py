@@ -223,7 +223,7 @@ class KVCache:
             self.mask = None
 
     def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """New keys and values of a layer in the precision of the cache."""
+        """New keys and values [B, heads, S, size] of a layer in the precision of the cache."""
         return k, v
 
     def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:

@@ -5,7 +5,7 @@ Everything that can be wrong about names and files is found before the model is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,13 +98,8 @@ def evaluate(
     for line in long_prompts(prepared, lm):
         tell(line)
     lm = lm.with_engine(served or open_engine(ckpt, engine))
-    if lm.scorer.backend == "llmkit" and (scheme := classify(ckpt).quantization) is not None:
-        tell(f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {engine.dtype}, once")
-    if lm.scorer.backend == "llmkit" and is_emulated(engine.dtype, lm.scorer.device):
-        tell(
-            f"this processor has no products of {engine.dtype}: --dtype float32 computes several times as fast, with "
-            "twice the memory for the weights"
-        )
+    for line in _ways_of_computing(ckpt, lm, engine.dtype):
+        tell(line)
     settings = _settings(selection, prepared, lm, engine) | ({} if shard is None else {"shard": str(shard)})
     described = describe_model(ckpt, engine.progress)
     computed = {"dtype": engine.dtype, "device": lm.scorer.device, "backend": lm.scorer.backend, **lm.scorer.runtime}
@@ -131,6 +126,19 @@ def evaluate(
             *_shot_warnings(scores.benches, lm.max_length),
         ),
     )
+
+
+def _ways_of_computing(ckpt: Checkpoint, lm: SharedPrefixLM, dtype: str) -> Iterator[str]:
+    """How llmkit's decoder computes a model, where one may expect otherwise."""
+    if lm.scorer.backend != "llmkit":
+        return
+    if (scheme := classify(ckpt).quantization) is not None:
+        yield f"{ckpt.label} is quantized ({scheme}): computed with its weights dequantized to {dtype}, once"
+    if is_emulated(dtype, lm.scorer.device):
+        yield (
+            f"this processor has no products of {dtype}: --dtype float32 computes several times as fast, with "
+            "twice the memory for the weights"
+        )
 
 
 def _settings(

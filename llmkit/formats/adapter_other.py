@@ -45,8 +45,7 @@ def read(
     """
     if any(name.endswith(".lora_A") for name in tensors):
         return _lit(file, tensors, label, alpha)
-    is_adapter = any(_VECTOR.match(n) or _PAIR.match(n) or _LIT_SCALE.match(n) or _GATED.search(n) for n in tensors)
-    if is_adapter:
+    if any(_folded_part(n) is not None or _GATED.search(n) for n in tensors):
         return _folded(file, tensors, label, force=force)
     if any("lora_A" in name for name in tensors):
         raise InputError(
@@ -149,15 +148,9 @@ def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool)
     replacements: dict[str, Lazy] = {}
     strange = []
     for name, lazy in tensors.items():
-        if (match := _VECTOR.match(name)) is not None:
-            part = "scale_in" if match["what"] == "scale" else "new_bias"
-            modules.setdefault(match["module"], {})[part] = lazy
-        elif (match := _PAIR.match(name)) is not None:
-            parts = modules.setdefault(match["path"] + match["proj"], {})
-            parts["lora_A" if match["n"] == "1" else "lora_B"] = lazy
-        elif (match := _LIT_SCALE.match(name)) is not None:
-            part = "scale_out" if match["what"] == "scale" else "inner_bias"
-            modules.setdefault(match["module"].removesuffix(".linear"), {})[part] = lazy
+        if (part := _folded_part(name)) is not None:
+            module, kind = part
+            modules.setdefault(module, {})[kind] = lazy
         elif (match := _NORM.match(name)) is not None:
             replacements[match["name"]] = lazy
         elif name not in gated:
@@ -172,6 +165,17 @@ def _folded(file: Path, tensors: Mapping[str, Lazy], label: str, *, force: bool)
     return Adapter(
         label, FOLDED, {}, modules, scaling, replacements, folder=file.parent, layout="other", warnings=tuple(warnings)
     )  # fmt: skip
+
+
+def _folded_part(name: str) -> tuple[str, str] | None:
+    """The module of a LLaMA-Adapter's vector or factor, and what it is of it; None for other tensors."""
+    if (match := _VECTOR.match(name)) is not None:
+        return match["module"], "scale_in" if match["what"] == "scale" else "new_bias"
+    if (match := _PAIR.match(name)) is not None:
+        return match["path"] + match["proj"], "lora_A" if match["n"] == "1" else "lora_B"
+    if (match := _LIT_SCALE.match(name)) is not None:
+        return match["module"].removesuffix(".linear"), "scale_out" if match["what"] == "scale" else "inner_bias"
+    return None
 
 
 def _yaml(path: Path) -> dict[str, Any]:

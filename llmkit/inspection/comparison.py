@@ -167,7 +167,7 @@ class _Sums:
         self.n_changed = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take in one slice of both, flattened."""
+        """Take in one slice of both: [n], of any dtypes."""
         a, b = _wide(x), _wide(y)
         unequal = a != b
         n_changed = int(torch.count_nonzero(unequal))

@@ -145,7 +145,10 @@ def _paired(parts: Parts) -> dict[str, str]:
 
 
 def stacked(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One tensor a name, a row for each segment; shorter caches are filled up, their length is the segment's."""
+    """One tensor a name, a row for each segment: [1, ...] each, caches [1, heads, past, size].
+
+    Shorter caches are filled up with zeros; their length is the segment's.
+    """
     batch = {}
     for name in rows[0]:
         longest = max(row[name].shape[2] if row[name].dim() == 4 else 0 for row in rows)

@@ -173,7 +173,7 @@ class QuantizedMatrix:
         is_centred = points is None and zeros is None and offsets is None
 
         def spread(part: torch.Tensor) -> torch.Tensor:
-            """A number for each group as one that goes with `q`."""
+            """Numbers [rows, groups] as ones that go with `q`."""
             part = part.to(scales.dtype)
             return part.unsqueeze(-1) if index is None else part[:, index]
 

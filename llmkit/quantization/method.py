@@ -278,7 +278,7 @@ class Task:
         return {**self.method.attrs(), **self.grid.attrs(), **where}
 
     def quantize(self, rows: torch.Tensor, statistics: Statistics | None = None) -> QuantizedRows:
-        """Rows of the weight on the grid; tensors of any device, and the result in memory.
+        """Rows [rows, in] of the weight on the grid; tensors of any device, and the result in memory.
 
         Raises:
             InputError: as of `Method.quantize`, or inputs that were no numbers, or weights that are all too small for
@@ -316,7 +316,7 @@ class Task:
             return BlockWeight(weight.to(self.device), self.grid, self.scale_dtype.torch, statistics, start)
 
     def parts(self, rows: QuantizedRows) -> dict[str, torch.Tensor]:
-        """The parts of rows, by the names of `specs`."""
+        """The parts of rows by their names, in the dtypes and shapes of `specs`."""
         return {part: getattr(rows, part) for part in self.specs}
 
     def matrix(self, parts: Iterable[Lazy]) -> QuantizedMatrix:

@@ -67,56 +67,83 @@ def searched_scales(
 def _best_of_rows(
     weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, importance: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    widest, zero = scales_and_zeros(weight, grid, scale_dtype)
-    q_min, q_max = -grid.middle, grid.middle - 1
-    tiny = torch.finfo(scale_dtype).tiny
-    candidates: list[torch.Tensor | None] = [None]
-    if zero is not None:
-        low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
-        exact = (q_min - low * (q_max - q_min) / (high - low)).nan_to_num_(nan=float(q_min))
-        lowest = q_min + grid.lowest_zero
-        candidates = [exact.floor().clamp_(lowest, q_max), exact.ceil().clamp_(lowest, q_max)]
-    best, best_zero = widest, zero
-    points = grid.points
+    search = _Search(weight, grid, scale_dtype, importance)
     # A symmetric grid holds both ends at the larger factor; with a zero point, half a step more that rounding it cuts.
-    n_steps = q_max - q_min
-    largest = (n_steps + 1) / n_steps if zero is not None else n_steps / (2 * q_max) if q_max > 1 else 1.0
-    largest = 1.0 if points is not None else largest  # both ends are points there
+    n_steps, q_max = 2 * grid.middle - 1, grid.middle - 1
+    if grid.points is not None:  # both ends are points
+        largest = 1.0
+    elif search.zero is not None:
+        largest = (n_steps + 1) / n_steps
+    else:
+        largest = n_steps / (2 * q_max) if q_max > 1 else 1.0
     # The device is named: once transformers has loaded a model, torch.linspace does not know the default one.
     factors = torch.linspace(largest, _SMALLEST, _N_FACTORS, device=weight.device)
-    least = torch.full_like(widest, torch.inf, dtype=torch.float32)
-    best_factor = torch.ones_like(least)
-    nearest = torch.empty_like(weight)
-    error = nearest if zero is None else torch.empty_like(weight)  # both zero points tried share the rounded weights
+    for factor in (torch.ones(()), *factors):  # the range as it is first: the result is never worse
+        search.judge(factor.expand_as(search.factor))
+    middle, distance = search.factor, float(factors[0] - factors[1])
+    for share in _FINER:
+        search.judge(middle + share * distance)
+    return search.scale, search.zero
 
-    def judge(factor: torch.Tensor) -> None:
-        """Compare the scales at a factor of each group, [out, groups]."""
-        nonlocal best, best_zero, least, best_factor
-        scale = (widest.float() * factor).to(scale_dtype).clamp_(min=tiny)
+
+class _Search:
+    """The best scale so far of each group of float32 weights [out, groups, size].
+
+    Attributes:
+        scale: [out, groups], in the dtype of scales; before any factor is judged, that of the range.
+        zero: the zero point that goes with it as q (int8), [out, groups]; None for a grid without.
+        factor: what the scale of the range is multiplied with, float32 [out, groups].
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, grid: Grid, scale_dtype: torch.dtype, importance: torch.Tensor | None
+    ) -> None:
+        self._weight, self._importance, self._points = weight, importance, grid.points
+        self._tiny = torch.finfo(scale_dtype).tiny
+        self._q_min, self._q_max = -grid.middle, grid.middle - 1
+        self._widest, self.zero = scales_and_zeros(weight, grid, scale_dtype)
+        self._zeros = self._zeros_tried(grid.lowest_zero) if self.zero is not None else []
+        self.scale = self._widest
+        self._least = torch.full_like(self._widest, torch.inf, dtype=torch.float32)
+        self.factor = torch.ones_like(self._least)
+        self._nearest = torch.empty_like(weight)
+        # Both zero points tried share the rounded weights.
+        self._error = self._nearest if self.zero is None else torch.empty_like(weight)
+
+    def _zeros_tried(self, lowest: int) -> list[torch.Tensor]:
+        """The two whole numbers beside the exact zero point."""
+        low, high = self._weight.amin(-1).clamp_(max=0), self._weight.amax(-1).clamp_(min=0)
+        exact = self._q_min - low * (self._q_max - self._q_min) / (high - low)
+        exact.nan_to_num_(nan=float(self._q_min))
+        bounds = self._q_min + lowest, self._q_max
+        return [exact.floor().clamp_(*bounds), exact.ceil().clamp_(*bounds)]
+
+    def judge(self, factor: torch.Tensor) -> None:
+        """Take the scale at a factor of each group, float32 [out, groups], where its squared error is less."""
+        scale = (self._widest.float() * factor).to(self._widest.dtype).clamp_(min=self._tiny)
         wide = scale.float().unsqueeze(-1)
-        torch.div(weight, wide, out=nearest)
-        if points is not None:
-            nearest.copy_(points.numbers(points.codes(nearest)))
-        elif zero is None:
-            nearest.round_().clamp_(q_min, q_max)
+        nearest = torch.div(self._weight, wide, out=self._nearest)
+        if self._points is not None:
+            nearest.copy_(self._points.numbers(self._points.codes(nearest)))
+        elif self.zero is None:
+            nearest.round_().clamp_(self._q_min, self._q_max)
         else:
             nearest.round_()
-        for candidate in candidates:
-            if candidate is not None:
-                offset = candidate.unsqueeze(-1)
-                torch.maximum(nearest, q_min - offset, out=error)  # five times as fast as `clamp` between tensors
-                torch.minimum(error, q_max - offset, out=error)
-            error.mul_(wide).sub_(weight).square_()
-            total = error.mul_(importance if importance is not None else error).sum(-1)
-            is_better = total < least
-            least = torch.where(is_better, total, least)
-            best, best_factor = torch.where(is_better, scale, best), torch.where(is_better, factor, best_factor)
-            if best_zero is not None and candidate is not None:
-                best_zero = torch.where(is_better, candidate.to(torch.int8), best_zero)
+        if self.zero is None:
+            self._keep_better(factor, scale, None)
+        for zero in self._zeros:
+            offset = zero.unsqueeze(-1)
+            torch.maximum(nearest, self._q_min - offset, out=self._error)  # five times as fast as `clamp` of tensors
+            torch.minimum(self._error, self._q_max - offset, out=self._error)
+            self._keep_better(factor, scale, zero)
 
-    for factor in (torch.ones(()), *factors):  # the range as it is first: the result is never worse
-        judge(factor.expand_as(least))
-    middle, distance = best_factor, float(factors[0] - factors[1])
-    for share in _FINER:
-        judge(middle + share * distance)
-    return best, best_zero
+    def _keep_better(self, factor: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> None:
+        """Compare the rounded weights that `_error` holds."""
+        error = self._error.mul_(scale.float().unsqueeze(-1)).sub_(self._weight).square_()
+        total = error.mul_(self._importance if self._importance is not None else error).sum(-1)
+        is_better = total < self._least
+        self._least = torch.where(is_better, total, self._least)
+        self.scale = torch.where(is_better, scale, self.scale)
+        self.factor = torch.where(is_better, factor, self.factor)
+        if self.zero is not None and zero is not None:
+            self.zero = torch.where(is_better, zero.to(torch.int8), self.zero)

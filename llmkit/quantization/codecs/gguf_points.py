@@ -25,7 +25,7 @@ class Points:
         return [end + 0.6 * i for i in range(-3, 4)] if self.lowest < 0 else [end + 0.42 * i for i in range(-5, 6)]
 
     def nearest_(self, x: torch.Tensor) -> torch.Tensor:
-        """The nearest points to float32 numbers, contiguous, in their place."""
+        """The nearest points to float32 numbers of any shape, contiguous, written in their place."""
         if self.table is None:
             return x.round_().clamp_(self.lowest, self.highest)
         places = x.mul_(2).add_(256).clamp_(0, 511).int()
@@ -33,7 +33,7 @@ class Points:
         return x
 
     def codes(self, points: torch.Tensor) -> torch.Tensor:
-        """Which code stands for each of float32 `points`, as uint8."""
+        """Which code stands for each of float32 `points` of any shape, as uint8."""
         if self.table is None:
             return (points - self.lowest).to(torch.uint8)
         places = (points + 128).int()

@@ -125,7 +125,12 @@ class _Block:
         self.steps, self.q = self._steps[:n], self._q[:n]
 
     def round(self, scale: torch.Tensor, zero: torch.Tensor | None) -> None:
-        """Find the grid points `q` nearest to the weights."""
+        """Find the grid points `q`, int8 [rows, groups, size], nearest to the weights.
+
+        Args:
+            scale: of each group, [rows, groups].
+            zero: its zero point as a grid point, [rows, groups]; None for a grid without.
+        """
         middle, points = self._grid.middle, self._grid.points
         torch.div(self.weight, scale.float().unsqueeze(-1), out=self.steps)
         if points is not None:
@@ -138,7 +143,7 @@ class _Block:
         self.q.copy_(self.steps.clamp_(-middle, middle - 1).round_())
 
     def error(self, scale: torch.Tensor, zero: torch.Tensor | None) -> tuple[float, float]:
-        """Squared error of the weights as they will be read, and their squared norm."""
+        """Squared error of the weights as they will be read, and their squared norm; arguments as of `round`."""
         if zero is not None:
             self.steps.sub_(zero.unsqueeze(-1))
         restored = self.steps.mul_(scale.float().unsqueeze(-1))
@@ -148,7 +153,7 @@ class _Block:
         return float(torch.dot(error, error)), float(torch.dot(weight, weight))
 
     def pack_into(self, codes: torch.Tensor) -> None:
-        """The codes of the weights, as bytes; `q` is scratch afterwards."""
+        """Write the codes of the weights into uint8 [rows, bytes]; `q` is scratch afterwards."""
         if self._missing or codes.shape[1] * 8 != self._n_in * width(self._grid.bits):
             codes.copy_(pack(to_codes(self.q.flatten(1)[:, : self._n_in], self._grid), self._grid.bits))
         else:
@@ -156,12 +161,12 @@ class _Block:
 
 
 def to_codes(q: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Grid points (int8) as codes (uint8)."""
+    """Grid points, int8 of any shape, as codes, uint8."""
     return (q.contiguous().view(torch.uint8) + grid.middle) & (2 * grid.middle - 1)
 
 
 def to_points(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Codes (uint8) as `to_codes` takes them (int8)."""
+    """Codes, uint8 of any shape, as the grid points (int8) that `to_codes` takes."""
     return (codes - grid.middle).view(torch.int8)
 
 

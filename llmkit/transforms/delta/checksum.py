@@ -76,7 +76,7 @@ class ChecksumMeter:
         self._guard = threading.Lock()
 
     def update(self, name: str, start: int, data: torch.Tensor) -> None:
-        """Rows from `start` of tensor `name` are `data`; a slice seen twice counts once."""
+        """Rows from `start` of tensor `name` are `data` [rows, ...]; a slice seen twice counts once."""
         if not data.is_floating_point() or is_buffer(name):
             return
         rows = data.reshape(data.shape[0], -1) if data.dim() > 1 else data.reshape(1, -1)

@@ -146,18 +146,8 @@ def extract(
             "lora_A": zeros(TensorSpec(DType.F32, (1, n_in))),
             "lora_B": zeros(TensorSpec(DType.F32, (n_out, 1))),
         }
-    ranks = sorted(set(found.ranks.values()))
-    notes = [
-        f"{len(found.ranks)} layers of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}, "
-        f"{found.unchanged} tensors equal"
-        if ranks
-        else f"no linear layer differs, {found.unchanged} tensors equal"
-    ]
     grown = any(base.tensors[n].shape != t.shape for n, t in saved.items() if n in base.tensors)
-    if saved:
-        notes.append(f"changed, and stored whole: {listing(saved)}")
-    if not _unadapted(base).isdisjoint(found.saved):
-        notes.append("PEFT puts no adapter on these layers of the family: " + listing(sorted(_unadapted(base)), 1))
+    notes = _notes(found, base)
     step = {"transform": "lora.extract", "base": base.label, "tuned": tuned.label, "rank": rank, "energy": energy}
     if base.model is not None:  # PEFT sees what transformers makes
         modules = {base.model.names.loaded(m): parts for m, parts in modules.items()}
@@ -175,6 +165,20 @@ def extract(
         step={k: v for k, v in step.items() if v is not None},
         notes=notes,
     )
+
+
+def _notes(found: Survey, base: Checkpoint) -> list[str]:
+    """What differs, and in which form the adapter has it."""
+    ranks = sorted(set(found.ranks.values()))
+    layers = "no linear layer differs"
+    if ranks:
+        layers = f"{len(found.ranks)} layers of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    notes = [f"{layers}, {found.unchanged} tensors equal"]
+    if found.saved:
+        notes.append(f"changed, and stored whole: {listing(found.saved)}")
+    if not _unadapted(base).isdisjoint(found.saved):
+        notes.append("PEFT puts no adapter on these layers of the family: " + listing(sorted(_unadapted(base)), 1))
+    return notes
 
 
 def _loaded(name: str, names: Names) -> str:
