@@ -119,7 +119,8 @@ class BlockQuantizer:
 
 
 def _observer(tasks: Sequence[Task]) -> Observer:
-    return Observer(frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks)))
+    measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
+    return Observer(measured, tasks[0].weight if len(tasks) == 1 else None)
 
 
 def _quantized(task: Task, statistics: Statistics | None) -> QuantizedRows:

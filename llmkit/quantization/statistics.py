@@ -19,6 +19,8 @@ class Statistics:
         n_tokens: how many rows of x were seen, or what else the sums are to be divided by for the mean.
         second_moments: the sum of x x^T, float32 or float64 [in, in].
         cross_moments: the sum of (f - x) x^T, f being what the model in floats has in the place of x; as these.
+        cross_products: the sum of W (f - x) x^T, W being the weight of the layer, float32 [out, in]; measured in place
+            of the cross moments where they are fewer numbers.
         squares: the diagonal of the second moments, the sum of x^2, float32 or float64 [in].
         maxima: the largest |x|, float32 [in].
         inputs: x itself, [tokens, in].
@@ -27,6 +29,7 @@ class Statistics:
     n_tokens: float
     second_moments: torch.Tensor | None = None
     cross_moments: torch.Tensor | None = None
+    cross_products: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     maxima: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
@@ -41,13 +44,20 @@ class Statistics:
         for values in (squares, self.squares, self.maxima):
             if values is not None and bool((values < 0).any()):
                 raise InputError("what was measured of its inputs holds squares or maxima below 0", hint=MEASURE)
-        for values in (self.second_moments, self.cross_moments, self.squares, self.maxima, self.inputs):
+        sums = (self.second_moments, self.cross_moments, self.cross_products, self.squares, self.maxima, self.inputs)
+        for values in sums:
             if values is not None and count_not_finite(values):
                 raise InputError(
                     "the inputs that the layer gets from the calibration text hold NaN or infinities",
                     hint="look at what the model computes: llmkit perplexity MODEL --text FILE; or calibrate on "
                     "another text",
                 )
+
+    def crossed(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """The cross products of a weight, float32 [out, in]; None where inputs of the floats were not seen."""
+        if self.cross_products is not None or self.cross_moments is None:
+            return self.cross_products
+        return weight @ self.cross_moments.float()
 
     @property
     def mean_squares(self) -> torch.Tensor | None:

@@ -27,6 +27,7 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
 from llmkit.quantization.packing import unpack
+from llmkit.tensors.constant import constant
 from llmkit.transforms.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "transforms"))
@@ -172,3 +173,25 @@ def test_second_moments_of_many_columns_are_whole_and_more_may_follow():
         found = observer.statistics().second_moments.clone()
     torch.testing.assert_close(found, x.T @ x, rtol=1e-4, atol=1e-3)
     assert torch.equal(found[192:, :192], found[:192, 192:].T)
+
+
+@pytest.mark.parametrize("n_out", [3, 9])
+def test_gptq_rounds_by_cross_products_as_by_cross_moments(n_out):
+    """What is measured in a layer with few outputs says the same as the cross moments do; of another it is not."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(n_out, 16), torch.randn(40, 16)
+    floats = x + 0.3 * torch.randn_like(x)
+    statistics = []
+    for observer in (Observer(GPTQ.needs | GPTQ.uses), Observer(GPTQ.needs | GPTQ.uses, constant(weight))):
+        for rows in (slice(None, 25), slice(25, None)):
+            observer.see(x[rows], floats[rows])
+        statistics.append(observer.statistics())
+    of_moments, of_weight = statistics
+    assert (of_weight.cross_products is not None) == (2 * n_out < 16)
+    assert (of_weight.cross_moments is None) == (2 * n_out < 16)
+    expected = weight.double() @ (floats - x).double().T @ x.double()
+    torch.testing.assert_close(of_weight.crossed(weight).double(), expected, atol=1e-4, rtol=0)
+    made = [GPTQ.quantize(weight, Grid(4, 8, True), torch.float32, each) for each in statistics]
+    assert torch.equal(made[0].codes, made[1].codes)
+    without = GPTQ.quantize(weight, Grid(4, 8, True), torch.float32, replace(of_moments, cross_moments=None))
+    assert not torch.equal(made[0].codes, without.codes)

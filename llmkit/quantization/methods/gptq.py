@@ -81,8 +81,7 @@ class GPTQ(Method):
         order, factor, damping = _KNOWN[statistics]
         in_place = order.argsort()
         columns = original[:, order].T.contiguous()
-        if statistics.cross_moments is not None:
-            cross = original @ statistics.cross_moments.float()
+        if (cross := statistics.crossed(original)) is not None:
             columns.addmm_(factor.T, factor @ cross[:, order].T, alpha=_CORRECTION)
         grids = Grids(n_out, n_in, grid, scale_dtype)
         importance = statistics.mean_squares
