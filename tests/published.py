@@ -100,7 +100,6 @@ def _entry(method: str, **keys: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **keys}}
 
 
-_CHANNEL = "per channel symmetric"
 LAYOUTS: dict[str, Published] = {
     "nf4": Published(_nf4, "nf4, bitsandbytes", _entry("bitsandbytes", load_in_4bit=True)),
     "nf4_nested": Published(lambda o, i: _nf4(o, i, nested=True), "nf4, bitsandbytes"),

@@ -19,6 +19,24 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference(tiny_llama: Path):
+    """The same in transformers, float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def decoder(tiny_llama: Path):
+    """The same in llmkit."""
+    from llmkit.checkpoint.checkpoint import open_checkpoint
+    from llmkit.decoder import load_decoder
+
+    return load_decoder(open_checkpoint(tiny_llama))
+
+
+@pytest.fixture(scope="session")
 def tiny_llama_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model; its tokenizer puts <s> in front, as LLaMA's does."""
     folder = tmp_path_factory.mktemp("tiny-llama-bos")

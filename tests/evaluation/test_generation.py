@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.checkpoint.checkpoint import open_checkpoint
-from llmkit.decoder import load_decoder
 from llmkit.decoder.sampling import Sampling
 from llmkit.evaluation.generation import Request
 from llmkit.evaluation.scoring import Scorer
@@ -19,18 +16,6 @@ class Letters:
 
     def decode(self, ids):
         return "".join(chr(0x4E00 + i) for i in ids)
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_llama):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def decoder(tiny_llama):
-    return load_decoder(open_checkpoint(tiny_llama))
 
 
 def continued(model, tokens, n, eos):

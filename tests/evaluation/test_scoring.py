@@ -21,18 +21,6 @@ from llmkit.pipeline.journal import read_journal
 from llmkit.pipeline.pool import torch_threads
 
 
-@pytest.fixture(scope="module")
-def reference(tiny_llama):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def decoder(tiny_llama):
-    return load_decoder(open_checkpoint(tiny_llama))
-
-
 def plain(model, query):
     """Log-probability and greediness from one full forward, head everywhere."""
     with torch.no_grad():

@@ -9,7 +9,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
 from llmkit.quantization.codecs.compressed_tensors import CODEC
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
-from llmkit.quantization.method import Observe, Task, quantized
+from llmkit.quantization.method import Observe, QuantizedRows, Task, quantized
 from llmkit.quantization.methods.rtn import METHOD
 from llmkit.quantization.packing import n_bytes
 from llmkit.tensors.lazy import Apply, Context, Lazy
@@ -35,6 +35,12 @@ def compressed(
     matrix = quantized(Task(held(weight), METHOD, grid, DType.of(scale_dtype), observe=observe))
     parts, context = siblings(CODEC.write(matrix)), Context()
     return {end: context.rows(part, (0, part.node.n_rows)) for end, part in parts.items()}
+
+
+def restored(rows: QuantizedRows, grid: Grid, shape: tuple[int, int]) -> torch.Tensor:
+    """The floats that a method's codes stand for."""
+    zeros = None if rows.zeros is None else held(rows.zeros)
+    return QuantizedMatrix(grid, shape, held(rows.codes), held(rows.scales), zeros).dequantized().load()
 
 
 def zeros_on(grid: Grid, **parts: Lazy) -> QuantizedMatrix:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lazies import restored
 
 from llmkit.errors import InputError
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import GPTQ as WithSweeps
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
@@ -15,18 +16,6 @@ from llmkit.quantization.packing import unpack
 from llmkit.quantization.points import FP8, NF4
 from llmkit.quantization.search import searched_scales
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.lazy import Apply
-from llmkit.tensors.spec import DType, TensorSpec
-
-
-def constant(tensor):
-    spec = TensorSpec(DType.of(tensor.dtype), tuple(tensor.shape))
-    return Apply("constant", [], spec, lambda: tensor, row_step=None, output_rows=[0]).output()
-
-
-def restored(rows, grid, shape):
-    zeros = None if rows.zeros is None else constant(rows.zeros)
-    return QuantizedMatrix(grid, shape, constant(rows.codes), constant(rows.scales), zeros).dequantized().load()
 
 
 def case(n_out=24, n_in=96, n_tokens=400, seed=0):

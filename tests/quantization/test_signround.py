@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lazies import restored
 
 from llmkit.errors import InputError
-from llmkit.quantization.matrix import Grid, QuantizedMatrix
+from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import BlockWeight
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
@@ -16,7 +17,6 @@ from llmkit.quantization.methods.signround import FROM_GPTQ
 from llmkit.quantization.methods.signround import METHOD as SIGNROUND
 from llmkit.quantization.search import importance_of, searched_scales
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.constant import constant
 
 N_OUT, N_IN, N_SAMPLES = 12, 40, 8
 
@@ -63,11 +63,6 @@ def case(grid, dtype=torch.float16, seed=3):
     block = Products(weights)
     squares = {"a": block.x.flatten(0, 1).square().sum(0), "b": torch.rand(N_OUT, generator=generator)}
     return block, {n: BlockWeight(w, grid, dtype, Statistics(128, squares=squares[n])) for n, w in weights.items()}
-
-
-def restored(rows, grid, shape):
-    zeros = None if rows.zeros is None else constant(rows.zeros)
-    return QuantizedMatrix(grid, shape, constant(rows.codes), constant(rows.scales), zeros).dequantized().load()
 
 
 class Reference(torch.nn.Module):

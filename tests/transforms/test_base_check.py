@@ -13,7 +13,6 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.tensors.lazy import Context
 from llmkit.tensors.spec import DType
-from llmkit.transforms import delta as delta_transform
 from llmkit.transforms.convert import convert
 from llmkit.transforms.delta.base_check import check_base, measure, rounded, sampled_rows
 from llmkit.transforms.delta.base_structure import raise_refusals
@@ -192,13 +191,6 @@ def test_only_a_few_megabytes_are_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class TestLlmkitDeltas:
-    @pytest.fixture
-    def made(self, tmp_path: Path):
-        base = checkpoint(tmp_path / "base", weights())
-        tuned = checkpoint(tmp_path / "tuned", tuned_of(weights()))
-        save(delta_transform.make(base, tuned), tmp_path / "made")
-        return open_checkpoint(tmp_path / "made")
-
     def test_the_right_base_has_the_recorded_hashes(self, tmp_path: Path, made) -> None:
         found = check_base(open_checkpoint(tmp_path / "base"), made)
         assert codes(found) == [("note", "identical")]

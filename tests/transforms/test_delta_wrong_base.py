@@ -104,13 +104,6 @@ def test_a_delta_from_what_llmkit_tuned_is_applied_to_it(tmp_path: Path) -> None
 
 
 class TestLlmkitDeltas:
-    @pytest.fixture
-    def made(self, tmp_path: Path):
-        base = checkpoint(tmp_path / "base", weights())
-        tuned = checkpoint(tmp_path / "tuned", tuned_of(weights()))
-        save(delta_transform.make(base, tuned), tmp_path / "made")
-        return open_checkpoint(tmp_path / "made")
-
     def test_given_as_base(self, tmp_path: Path, made) -> None:
         delta = checkpoint(tmp_path / "d", weights(seed=3))
         error = refused(made, delta, r"made is a delta itself \(a delta, differences from base\)", force=True)

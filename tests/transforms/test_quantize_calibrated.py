@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import family_world as world
 import pytest
 import torch
 import vocab_world
@@ -32,11 +31,6 @@ from llmkit.transforms.quantize import quantize
 TEXT = CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,))
 SAMPLES = Samples(TEXT, n=12, length=24, seed=1)
 FAMILIES = ["llama", "bloom", "falcon", "gpt_neox", "rwkv", "qwen3", "opt", "phi3", "chatglm2", "deepseek3", "minicpm3"]
-
-
-@pytest.fixture
-def model(tmp_path):
-    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
 
 
 def calibrated(ckpt, samples=SAMPLES, **more):

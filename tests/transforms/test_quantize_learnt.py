@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import family_world as world
 import pytest
 import torch
 import vocab_world
@@ -23,11 +22,6 @@ from llmkit.transforms.quantize import quantize
 
 TEXT = CalibrationText("english", "\n".join(vocab_world.ENGLISH) * 4)
 SAMPLES = Samples(TEXT, n=12, length=24, seed=1)
-
-
-@pytest.fixture
-def model(tmp_path):
-    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
 
 
 def learnt(ckpt, iterations=30, samples=SAMPLES, **more):

@@ -31,11 +31,6 @@ FAMILIES = ["falcon", "gpt_neox", "gpt2", "rwkv", "opt", "phi3", "minicpm3"]
 MINI = Path(__file__).resolve().parents[2] / "evalsets/mini"
 
 
-@pytest.fixture
-def model(tmp_path):
-    return lambda family="llama": llmkit.open_checkpoint(world.written(tmp_path / family, family, None))
-
-
 def scaled(ckpt, samples=SAMPLES, **more):
     given = {"bits": 4, "group_size": 16, "symmetric": False, "method": "awq"} | more
     return quantize(ckpt, quantizer=CalibratedQuantizer(ckpt, samples), **given)
