@@ -1,5 +1,5 @@
 """`python -m llmkit`: the program."""
 
-from llmkit.cli.app import run
+from llmkit.cli.start import run
 
 run()

@@ -5,8 +5,35 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+_ENDS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For an import, during which some libraries lose a Ctrl-C: one that comes inside is taken afterwards.
+
+    Raises:
+        KeyboardInterrupt: at the end, where Ctrl-C came.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {s: h for s in _ENDS if is_main and callable(h := signal.getsignal(s)) and not isinstance(h, int)}
+    seen: list[int] = []
+    for ending in handlers:
+        signal.signal(ending, lambda number, _frame: seen.append(number))
+    try:
+        yield
+    finally:
+        for ending, handler in handlers.items():
+            signal.signal(ending, handler)
+    if seen:
+        handlers[seen[0]](seen[0], None)
 
 
 class _Later:
@@ -16,7 +43,9 @@ class _Later:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(import_module(self._name), name)
+        with uninterrupted():
+            module = import_module(self._name)
+        value = getattr(module, name)
         setattr(self, name, value)  # the next look finds it here
         return value
 
@@ -28,4 +57,4 @@ if TYPE_CHECKING:
 else:
     np, onnx, torch = _Later("numpy"), _Later("onnx"), _Later("torch")
 
-__all__ = ["np", "onnx", "torch"]
+__all__ = ["np", "onnx", "torch", "uninterrupted"]

@@ -36,6 +36,8 @@ from llmkit.decoder.model import Decoder
 from llmkit.errors import RequirementError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.device import CPU
+from llmkit.tensors.products import product_in_pieces
+from llmkit.tensors.stopped import raise_if_stopped
 
 CHUNK_NBYTES = 2**31
 EXPERTS_NBYTES = 2**30
@@ -336,6 +338,7 @@ class _Watched:
         self._weights, self._watch, self._stem = weights, watch, stem
 
     def __call__(self, leaf: str) -> torch.Tensor:
+        raise_if_stopped()
         return self._weights(leaf)
 
     def has(self, leaf: str) -> bool:
@@ -354,6 +357,9 @@ class _WatchedLinear(Linear):
     def __init__(self, layer: Linear, names: tuple[str, ...], watch: _Watching) -> None:
         super().__init__(layer.weight, layer.bias)
         self._names, self._watch = names, watch
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return product_in_pieces(x, self.weight_for(x), self.bias)
 
     def weight_for(self, x: torch.Tensor) -> torch.Tensor:
         self.weight = self._watch.settled(self._names, self.weight, x)

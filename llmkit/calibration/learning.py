@@ -14,6 +14,7 @@ from llmkit.architecture.storage import parts_of, stored
 from llmkit.decoder.linear import Linear
 from llmkit.lazy_imports import torch
 from llmkit.tensors.constant import constant
+from llmkit.tensors.stopped import raise_if_stopped
 
 # (weights of a decoder, samples) -> the outputs of the block for them, [samples, S, hidden].
 Compute: TypeAlias = "Callable[[Weights, list[int]], torch.Tensor]"
@@ -97,6 +98,7 @@ class BlockOutputError:
         }
 
     def _errors(self, weights: Mapping[str, torch.Tensor], samples: Sequence[int]) -> torch.Tensor:
+        raise_if_stopped()
         rows = list(samples)
         device = next(iter(weights.values())).device
         is_plain = self._dtype is None

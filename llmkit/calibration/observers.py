@@ -9,6 +9,7 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.stopped import raise_if_stopped
 
 _N_TOKENS = 1024  # at a time: products of many more are slower
 _N_COLUMNS = 192  # of second moments at a time: what lies below the diagonal is not computed
@@ -47,6 +48,7 @@ class Observer:
         """
         self._n_tokens += len(x)
         for start in range(0, max(len(x), 1), _N_TOKENS):
+            raise_if_stopped()
             some, difference = x[start : start + _N_TOKENS], None
             if float_x is not None:
                 difference = float_x[start : start + _N_TOKENS].to(x.device).float() - some.to(float_x.dtype)

@@ -44,8 +44,9 @@ from llmkit.cli import (
     verify,
     vocab,
 )
-from llmkit.cli.command import Interrupted, PipeClosed, terminable
+from llmkit.cli.command import PipeClosed
 from llmkit.cli.environment_errors import as_refusal, check_arguments
+from llmkit.cli.interrupts import Interrupted, heard, is_ending, is_heard, terminable
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
@@ -148,9 +149,13 @@ def _guarded(args: Sequence[str], out: Output) -> int:
     try:
         check_arguments(args)
         code = _commands().main(args=args, prog_name="llmkit", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # what Typer makes of Ctrl-C before the command begins
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except LlmkitError as error:
+        if is_heard():
+            return _interrupted(out, args, Interrupted(is_resumable=False))
         _show_stack_if_debugging()
         out.error(error.kind, error.message, error.hint)
         return error.exit_code
@@ -165,6 +170,8 @@ def _guarded(args: Sequence[str], out: Output) -> int:
     except GeneratorExit:
         raise
     except BaseException as error:  # noqa: BLE001 - the boundary: whatever else escapes is a bug, a panic of Rust too
+        if is_heard():
+            return _interrupted(out, args, Interrupted(is_resumable=False))
         if hasattr(error, "format_message"):
             return _usage(out, error)
         refusal = as_refusal(error)
@@ -181,7 +188,7 @@ def run() -> NoReturn:
     gc.set_threshold(50_000, 20, 100)  # plans hold a million objects that live to the end
     if "--dry-run" in sys.argv:  # and it is near
         gc.disable()
-    with terminable():  # a command is so by itself, but it has to be found and imported first
+    with terminable(), heard(report_interrupt):  # a command is terminable by itself, but it has to be found first
         code = main()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -189,10 +196,20 @@ def run() -> NoReturn:
     os._exit(code)
 
 
+def report_interrupt(stop: Interrupted) -> int:
+    """Say in this process's own command line how it ended; the exit code."""
+    args = sys.argv[1:]
+    code = _interrupted(Output(Mode.JSON if "--json" in args else Mode.HUMAN), args, stop)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    return code
+
+
 def _interrupted(out: Output, args: Sequence[str], stop: Interrupted) -> int:
+    is_ending()
     command = shlex.join(["llmkit", *args])
     hint = f"it goes on where it stopped: {command}" if stop.is_resumable else stop.hint
-    if out.mode == Mode.HUMAN:
+    if out.mode == Mode.HUMAN and sys.stderr.isatty():  # the terminal has written ^C
         sys.stderr.write("\n")
     out.error("interrupted", stop.message, hint)
     return EXIT_INTERRUPTED

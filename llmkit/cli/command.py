@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import inspect
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -25,49 +23,13 @@ from typer.models import OptionInfo
 
 from llmkit.cli import completion
 from llmkit.cli.environment_errors import require_folder
+from llmkit.cli.interrupts import Interrupted, said_by, terminable
 from llmkit.cli.libraries import libraries
 from llmkit.cli.options import MAY_NAME_A_FILE, CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.errors import InputError
 
 _TOO_LARGE = 2**63  # for integers of 64 bits, which seeds and sizes become
-
-
-class Interrupted(Exception):
-    """Ctrl-C. Has its own class because Typer would turn a KeyboardInterrupt into a bare exit code.
-
-    Attributes:
-        is_resumable: the same command line goes on where this one stopped.
-        message: what to say.
-        hint: what to do, where the command line alone does not go on.
-    """
-
-    def __init__(self, *, is_resumable: bool, message: str = "", hint: str | None = None) -> None:
-        super().__init__()
-        self.is_resumable = is_resumable
-        nothing = "interrupted" if is_resumable else "interrupted; nothing is kept: the same command starts anew"
-        self.message = message or nothing
-        self.hint = hint
-
-
-_ENDS = tuple(s for s in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM, as batch systems send it before they kill, and SIGHUP of a lost terminal are taken as Ctrl-C.
-
-    What is done is kept, and said. What is ignored (nohup) stays so.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in _ENDS if is_main and signal.getsignal(s) is signal.SIG_DFL}
-    for ending in before:
-        signal.signal(ending, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for ending, handler in before.items():
-            signal.signal(ending, handler)
 
 
 class PipeClosed(Exception):
@@ -158,7 +120,13 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
 
         try:
             out = Output(mode, common.verbose, stated).at_work(called.command_path)
-            with terminable(), out.status_line, libraries(common.verbose), using(common.plugin or ()):
+            with (
+                terminable(),
+                out.status_line,
+                said_by(out.urgent),
+                libraries(common.verbose),
+                using(common.plugin or ()),
+            ):
                 function(out, **values, **groups_by_name)
             try:
                 sys.stdout.flush()

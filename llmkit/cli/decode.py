@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.command import command
+from llmkit.cli.interrupts import interruptible
 from llmkit.cli.options import FolderOptions
 from llmkit.cli.output import Output, duration
 from llmkit.cli.writing import answer_plan, described_step, interrupted_run, resumed_nbytes
@@ -120,7 +121,8 @@ def _decode(out: Output, decoding: Decoding, folder: FolderOptions, hashes: Path
     for warning in warnings:
         out.warning(warning)
     started = time.monotonic()
-    try:
+    kept = partial_path(folder.output)
+    with interruptible(lambda: interrupted_run(kept, is_resumable=not folder.no_resume)):
         if hashes is not None:
             left = check_pads(decoding, stated, hashes, workers=folder.workers, progress=out.progress())
             n = sum(c.pad is not None for c in decoding.files)
@@ -134,8 +136,6 @@ def _decode(out: Output, decoding: Decoding, folder: FolderOptions, hashes: Path
             workers=folder.workers,
             progress=out.progress(),
         )
-    except KeyboardInterrupt:
-        raise interrupted_run(partial_path(folder.output), is_resumable=not folder.no_resume) from None
     resumed_nbytes(out, manifest)
     for warning in manifest["warnings"]:
         warnings.append(warning)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from llmkit.cli import completion
-from llmkit.cli.command import Interrupted, command
+from llmkit.cli.command import command
 from llmkit.cli.comparisons import compared, outcome, render_comparisons
 from llmkit.cli.gating import gates_of
+from llmkit.cli.interrupts import Interrupted, interruptible
 from llmkit.cli.options import ChatOptions, ComputeOptions, GateOptions, JsonPath, ModelArgument, ScalingOptions
 from llmkit.cli.output import Output
 from llmkit.cli.prompts_shown import show_prompts
@@ -173,12 +174,10 @@ def evaluate(
         memory=parse_bytes(scaling.memory) if scaling.memory is not None else None,
         progress=out.progress(),
     )
-    try:
+    with interruptible(lambda: _interrupted(keep)):
         record = run_evaluation(
             model, selection, engine=engine, log_samples=log_samples, keep=keep, shard=shard, tell=out.warning
         )
-    except KeyboardInterrupt:
-        raise _interrupted(keep) from None
     if record.n_reused:
         out.note(f"went on from an interrupted run: {record.n_reused} of its answers were kept")
     if selection.submission is not None:
@@ -258,4 +257,4 @@ def _interrupted(keep: Path) -> Interrupted:
     n = count_answers(keep)
     if not n:
         return Interrupted(is_resumable=False)
-    return Interrupted(is_resumable=True, message=f"interrupted; {n} answers are kept in {keep}")
+    return Interrupted(is_resumable=True, kept=f"{n} answers are kept in {keep}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from llmkit.cli.interrupts import interruptible
 from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output, duration
 from llmkit.cli.parity import refuse_difference, show_parity
@@ -47,10 +48,8 @@ def export_via(out: Output, ckpt: Checkpoint, writing: WriteOptions, via: str, *
     target = Target(writing.output, writing.overwrite, writing.force, writing.inputs)
     manifest = export_by_optimum(ckpt, target)
     elapsed = time.monotonic() - started
-    try:
+    with interruptible(lambda: interrupted_check(writing.output)):
         checked = ParityReport(compare_with_transformers(ckpt, writing.output) if check else [], [], _TOLERANCE)
-    except KeyboardInterrupt:
-        raise interrupted_check(writing.output) from None
     files = {name: entry["nbytes"] for name, entry in manifest["files"].items()}
     document = {
         "out": str(writing.output),

@@ -122,6 +122,10 @@ class Output:
         if self.mode != Mode.QUIET:
             self._say(f"warning: {text}")
 
+    def urgent(self, text: str) -> None:
+        """What is said in every mode, at once."""
+        self._say(text)
+
     def error(self, kind: str, message: str, hint: str | None = None) -> None:
         """Why the command did not do it."""
         if self.mode == Mode.JSON:

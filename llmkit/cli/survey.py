@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from llmkit.cli.command import Interrupted
+from llmkit.cli.interrupts import Interrupted, interruptible
 from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import interrupted_run
@@ -35,6 +35,7 @@ class SurveyStage:
 
         self._tensors = tuned.tensors
         self._is_over = False
+        self._interruptible = interruptible(self._kept)
         self._stage: Stage | None = None
         place = Path(writing.output)
         refuse_file_name(place)
@@ -55,6 +56,7 @@ class SurveyStage:
     def __enter__(self) -> Self:
         from llmkit.tensors.loading import import_torch
 
+        self._interruptible.__enter__()
         import_torch()
         return self
 
@@ -86,10 +88,12 @@ class SurveyStage:
             self.forget()  # the same command would end so again
         elif self._stage is not None:
             self._stage.close()
-        if isinstance(error, KeyboardInterrupt) and not self._is_over:
-            if self._stage is None:
-                raise Interrupted(is_resumable=False) from None
-            raise interrupted_run(self._path, is_resumable=self._is_resumable) from None
+        self._interruptible.__exit__(kind, error, trace)
+
+    def _kept(self) -> Interrupted | None:
+        if self._is_over or self._stage is None:
+            return None
+        return interrupted_run(self._path, is_resumable=self._is_resumable)
 
 
 def _is_valid(result: Mapping[str, Any]) -> bool:

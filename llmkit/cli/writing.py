@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 
-from llmkit.cli.command import Interrupted
+from llmkit.cli.interrupts import Interrupted, interruptible
 from llmkit.cli.options import WriteOptions
 from llmkit.cli.output import Output, duration
 from llmkit.errors import counted, listing
@@ -76,7 +76,7 @@ def write(
     from llmkit.pipeline.runner import run_plan
 
     started = time.monotonic()
-    try:
+    with interruptible(lambda: interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume)):
         manifest = run_plan(
             plan,
             overwrite=writing.overwrite,
@@ -89,17 +89,13 @@ def write(
             findings=findings,
             hash_links=hash_links,
         )
-    except KeyboardInterrupt:
-        raise interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume) from None
     elapsed = time.monotonic() - started
     document = _written(plan, manifest, elapsed, resumed_nbytes(out, manifest))
     not_finite = document["not_finite"]
     if not_finite and "overflow" not in manifest["run"]:
         out.warning(_not_finite(not_finite, plan))
-    try:
+    with interruptible(lambda: interrupted_check(plan.out)):
         more, render_more = finish(manifest) if finish is not None else ({}, lambda: None)
-    except KeyboardInterrupt:
-        raise interrupted_check(plan.out) from None
 
     def render() -> None:
         out.line(_sentence(plan, document, elapsed))
@@ -167,9 +163,8 @@ def answer_plan(
 
 def interrupted_run(kept: Path, *, is_resumable: bool) -> Interrupted:
     """Ctrl-C while the output is made: where what is done is kept."""
-    message = f"interrupted; {kept} keeps what is done"
     hint = "without --no-resume the same command goes on where it stopped; with it, it starts anew"
-    return Interrupted(is_resumable=is_resumable, message=message, hint=hint)
+    return Interrupted(is_resumable=is_resumable, kept=f"{kept} keeps what is done", hint=hint)
 
 
 def resumed_nbytes(out: Output, manifest: Mapping[str, Any]) -> int:
@@ -185,7 +180,7 @@ def interrupted_check(folder: Path) -> Interrupted:
     """Ctrl-C when the output is whole and what comes after it is not done."""
     return Interrupted(
         is_resumable=False,
-        message=f"interrupted: {folder} is written, but not checked",
+        kept=f"{folder} is written, but not checked",
         hint=f"llmkit verify {folder} looks at its bytes; with --overwrite it is written and checked again",
     )
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from llmkit.lazy_imports import torch
+from llmkit.tensors.stopped import IsStopped, stop_of_thread, stoppable, take_over
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,10 +45,15 @@ def threads_each(workers: int, n_threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool in whose threads torch computes with `n_threads` each."""
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=_begin, initargs=(n_threads, stop_of_thread())) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def _begin(n_threads: int, is_stopped: IsStopped) -> None:
+    torch.set_num_threads(n_threads)
+    take_over(is_stopped)
 
 
 def one_thread_each(workers: int) -> AbstractContextManager[ThreadPoolExecutor]:
@@ -56,12 +62,18 @@ def one_thread_each(workers: int) -> AbstractContextManager[ThreadPoolExecutor]:
 
 
 def map_on_cores(function: Callable[[T], R], over: Iterable[T]) -> list[R]:
-    """`function` of each of `over`, in parallel, one torch thread each.
+    """`function` of each of `over`, in parallel, one torch thread each; after an interrupt those at work are stopped.
 
     Small operations gain nothing from several threads.
     """
-    with one_thread_each(min(n_cores(), _N_AT_A_TIME)) as pool:
-        return list(pool.map(function, over))
+    is_stopped, interrupted = stop_of_thread(), threading.Event()
+    either = stoppable(lambda: interrupted.is_set() or is_stopped())
+    with either, one_thread_each(min(n_cores(), _N_AT_A_TIME)) as pool:
+        try:
+            return list(pool.map(function, over))
+        except BaseException:
+            interrupted.set()
+            raise
 
 
 def default_workers() -> int:

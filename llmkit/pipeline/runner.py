@@ -29,7 +29,6 @@ from llmkit.tensors.lazy import Bytes, Context, Read, Rows
 from llmkit.tensors.loading import import_torch
 from llmkit.tensors.nodes import NodeTable
 from llmkit.tensors.source import bytes_of
-from llmkit.tensors.stopped import Stopped
 
 
 class WriteObserver(Protocol):
@@ -142,17 +141,14 @@ class _Runner(StepRunner[Step]):
         reads: dict[int, ReadHash] = {}
         not_finite: Counter[str] = Counter()
         copied = copied_tensor(step)  # what is read is what is written: hashed once
-        context = Context(functools.partial(observe_read, reads) if copied is None else None, self.stop.is_set)
+        context = Context(functools.partial(observe_read, reads) if copied is None else None)
         context.report = lambda text: self.progress.advance(0, text)
         context.workspace = self.partial.workspace
         for rows in step.slices:
             if self.stop.is_set():
                 return None
             context.next_slice()
-            try:
-                pieces = self._evaluate(step, rows, context, not_finite)
-            except Stopped:
-                return None
+            pieces = self._evaluate(step, rows, context, not_finite)
             for placement in step.placements:
                 if view := memoryview(pieces[placement.index]):
                     start, _ = step.node.output_rows(placement.index, rows)

@@ -16,6 +16,7 @@ from llmkit.pipeline.progress import NO_PROGRESS, Progress
 from llmkit.pipeline.target import Target
 from llmkit.pipeline.writer import Writer
 from llmkit.tensors.source import SourceFile
+from llmkit.tensors.stopped import Stopped, stoppable
 
 Entry = dict[str, Any]
 """What the journal says of a finished step; JSON."""
@@ -72,7 +73,11 @@ class StepRunner(ABC, Generic[Step]):
         entry = self.partial.done.get(step.name)
         nbytes = self.written_nbytes(step, entry) if entry is not None else None
         if nbytes is None:
-            entry = self.perform(step)
+            try:
+                with stoppable(self.stop.is_set):
+                    entry = self.perform(step)
+            except Stopped:
+                return
             if entry is None:
                 return
             self.partial.record(step.name, entry)

@@ -21,6 +21,8 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.rtn import to_points
 from llmkit.quantization.search import searched_scales
+from llmkit.tensors.products import add_product
+from llmkit.tensors.stopped import raise_if_stopped
 
 N_COLUMNS = 128  # whose errors are kept up one by one; of those behind them by one product
 _N_ROWS = 1024  # of the matrix, that are worked on at a time
@@ -132,9 +134,11 @@ class _Rows:
         self._steps = grids.steps(self.q, self._groups)
         self._restored = self._steps * grids.scales.float()[self._groups]
         error = self._wanted - self._restored
-        self._pull = torch.addmm(error, moments, error, beta=self._inputs.damping)  # (H + d) e, kept up from here on
+        # (H + d) e, kept up from here on
+        self._pull = add_product(error.clone(), moments, error, beta=self._inputs.damping)
         step = grids.n_columns
         for start in range(0, n_in, step):
+            raise_if_stopped()
             stop = min(start + step, n_in)
             changes = torch.zeros_like(error[start:stop])  # of which the columns behind the block do not know yet
             for column in range(start, stop):

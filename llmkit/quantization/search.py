@@ -21,6 +21,7 @@ from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import BLOCK_NBYTES, Grid
 from llmkit.quantization.methods.rtn import scales_and_zeros
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.stopped import raise_if_stopped
 
 _N_FACTORS, _SMALLEST = 16, 0.5
 _FINER = (0.75, 0.5, 0.25, -0.25, -0.5, -0.75)  # of the distance of two factors
@@ -56,6 +57,7 @@ def searched_scales(
     zeros = None if grid.is_symmetric else torch.empty((n_out, n_groups), dtype=torch.int8)
     step = max(BLOCK_NBYTES // (4 * n_groups * size), 1)
     for start in range(0, n_out, step):
+        raise_if_stopped()
         rows = slice(start, start + step)
         scale, zero = _best_of_rows(weight[rows], grid, scale_dtype, importance)
         scales[rows] = scale

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.finite import count_not_finite
+from llmkit.tensors.products import add_product
 
 MEASURE = "measure them again: llmkit quantize observe MODEL -o FILE"
 
@@ -57,7 +58,7 @@ class Statistics:
         """The cross products of a weight, float32 [out, in]; None where inputs of the floats were not seen."""
         if self.cross_products is not None or self.cross_moments is None:
             return self.cross_products
-        return weight @ self.cross_moments.float()
+        return add_product(torch.empty_like(weight), weight, self.cross_moments.float(), beta=0)
 
     @property
     def mean_squares(self) -> torch.Tensor | None:

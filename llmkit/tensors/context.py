@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmkit.tensors.source import bytes_of
-from llmkit.tensors.stopped import Stopped
+from llmkit.tensors.stopped import IsStopped, Stopped, stop_of_thread
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Context:
 
     Attributes:
         observe: sees what is read from files.
-        is_stopped: whether the run was stopped.
+        is_stopped: whether the run was stopped; None asks that of the thread it is made in.
         report: is told in words what the step is doing.
         workspace: a folder for intermediate results; None keeps them in memory.
     """
@@ -41,8 +41,8 @@ class Context:
     workspace: Path | None = None
     report: Callable[[str], None] = staticmethod(lambda text: None)
 
-    def __init__(self, observe: ReadObserver | None = None, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        self.observe, self.is_stopped = observe, is_stopped
+    def __init__(self, observe: ReadObserver | None = None, is_stopped: IsStopped | None = None) -> None:
+        self.observe, self.is_stopped = observe, is_stopped or stop_of_thread()
         self._whole: dict[int, tuple[torch.Tensor, ...]] = {}
         self._slice: dict[tuple[int, Rows], tuple[torch.Tensor, ...]] = {}
         self._whole_bytes: dict[int, tuple[Bytes, ...]] = {}

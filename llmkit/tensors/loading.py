@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import signal
-import threading
+
+from llmkit.lazy_imports import uninterrupted
 
 
 def import_torch() -> None:
@@ -13,14 +13,5 @@ def import_torch() -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C came while torch was imported.
     """
-    if threading.current_thread() is not threading.main_thread():
+    with uninterrupted():
         importlib.import_module("torch")
-        return
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
-    try:
-        importlib.import_module("torch")
-    finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
-    if seen:
-        raise KeyboardInterrupt

@@ -125,7 +125,7 @@ def test_interrupted_in_the_check(call, tiny, tmp_path, monkeypatch):
     done = call("export", tiny, "-o", out)
     assert done.code == 130
     assert done.err.endswith(
-        f"error: interrupted: {out} is written, but not checked\n"
+        f"error: interrupted; {out} is written, but not checked\n"
         f"hint: llmkit verify {out} looks at its bytes; with --overwrite it is written and checked again\n"
     )
     assert call("verify", out).code == 0

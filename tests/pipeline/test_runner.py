@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.errors import InputError, OutputError, SpecError
 from llmkit.pipeline import plan as planning
 from llmkit.pipeline.commit import Partial
+from llmkit.pipeline.progress import NO_PROGRESS
 from llmkit.pipeline.runner import run_plan
 from llmkit.pipeline.target import Target, partial_path
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat
+from llmkit.tensors.stopped import raise_if_stopped
 
 
 def make_source(folder: Path, dtype: torch.dtype = torch.float16, rows: int = 37) -> dict[str, torch.Tensor]:
@@ -301,3 +304,37 @@ def test_interrupted_again_before_any_step_is_done_resumes(source, tmp_path):
         Partial(Target(plan.out), plan.digest).close()
     llmkit.save(copy_of(folder), tmp_path / "out")
     assert (tmp_path / "out/llmkit.json").is_file()
+
+
+def test_a_step_amid_its_arithmetic_ends_when_the_user_interrupts(source, tmp_path):
+    """And the same command goes on from the steps that were done."""
+    folder, _ = source
+    ckpt, begun = copy_of(folder), threading.Event()
+    is_slow = [True]
+
+    def slow(values):
+        begun.set()
+        until = time.monotonic() + 30
+        while is_slow[0] and time.monotonic() < until:
+            raise_if_stopped()
+            time.sleep(0.01)
+        return values
+
+    class Interrupts(type(NO_PROGRESS)):
+        def advance(self, n, note=""):
+            if note == "layers.0.w" and begun.wait(30):
+                raise KeyboardInterrupt
+
+    last = ckpt.tensors["layers.11.w"]
+    changed = Apply("slow", [last], last.spec, slow).output()
+    ckpt = ckpt.derive(tensors={**ckpt.tensors, "layers.11.w": changed})
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        llmkit.save(ckpt, tmp_path / "out", workers=2, progress=Interrupts())
+    assert time.monotonic() - began < 20
+    assert (tmp_path / "out.partial").is_dir()
+    is_slow[0] = False
+    llmkit.save(ckpt, tmp_path / "out", workers=2)
+    llmkit.save(ckpt, tmp_path / "fresh", workers=2)
+    (written,) = (tmp_path / "out").glob("*.safetensors")
+    assert written.read_bytes() == (tmp_path / "fresh" / written.name).read_bytes()

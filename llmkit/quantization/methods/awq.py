@@ -26,6 +26,7 @@ from llmkit.quantization.method import BlockWeight, ScalingMethod
 from llmkit.quantization.methods.gptq import GPTQ
 from llmkit.quantization.methods.mse import LeastSquares
 from llmkit.quantization.search import searched_scales
+from llmkit.tensors.stopped import raise_if_stopped
 
 _N_ROWS = 512
 _EXPONENTS, _FINER = (0.2, 0.4, 0.6, 0.8, 1.0), (-0.1, 0.1)
@@ -54,6 +55,7 @@ class _Scaled(ScalingMethod):
 
         def judge(exponent: float, is_relative: bool) -> None:
             nonlocal best, least, at
+            raise_if_stopped()
             log = exponent * log_x - ((1 - exponent) * log_w if is_relative else 0)
             scale = (log - log[is_live].mean()).exp().where(is_live, 1.0)
             error = sum(trial.error(scale[source]) for trial in trials)

@@ -34,6 +34,8 @@ from llmkit.quantization.method import Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.refinement import N_COLUMNS, Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.products import add_product, inverse_of_lower
+from llmkit.tensors.stopped import raise_if_stopped
 
 _DAMPING, _MOST_DAMPING = 0.01, 10.0
 _CORRECTION = 0.5  # the share a
@@ -82,7 +84,8 @@ class GPTQ(Method):
         in_place = order.argsort()
         columns = original[:, order].T.contiguous()
         if (cross := statistics.crossed(original)) is not None:
-            columns.addmm_(factor.T, factor @ cross[:, order].T, alpha=_CORRECTION)
+            turned = add_product(torch.empty_like(columns), factor, cross[:, order].T, beta=0)
+            add_product(columns, factor.T, turned, alpha=_CORRECTION)
         grids = Grids(n_out, n_in, grid, scale_dtype)
         importance = statistics.mean_squares
         size = grid.group_size or n_in
@@ -145,11 +148,12 @@ def _factored(moments: torch.Tensor) -> _Factored:
     damped.diagonal()[diagonal[backwards] == 0] = mean
     damping, added = _DAMPING, 0.0
     while damping <= _MOST_DAMPING:
+        raise_if_stopped()
         damped.diagonal().add_(damping * mean - added)
         added = damping * mean
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+            inverse = inverse_of_lower(lower)
             if bool(torch.isfinite(inverse).all()):
                 return _Factored(order, inverse.flip(0, 1), damping)
         damping *= 10
@@ -178,6 +182,7 @@ def _rounded(
     diagonal, of_column = factor.diagonal().tolist(), groups.tolist()
     step = grids.n_columns if begin is not None else N_COLUMNS
     for start in range(0, n_in, step):
+        raise_if_stopped()
         stop = min(start + step, n_in)
         block, upper = columns[start:stop], factor[start:stop, start:stop]
         errors = torch.empty_like(block)

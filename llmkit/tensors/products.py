@@ -1,0 +1,60 @@
+"""Matrix products that take many seconds, in pieces between which a stopped run is noticed."""
+
+from __future__ import annotations
+
+from llmkit.lazy_imports import torch
+from llmkit.tensors.stopped import raise_if_stopped
+
+_PIECE_FLOP = 2 * 10**11  # a few seconds on a core or two
+_N_COLUMNS = 1024
+
+
+def add_product(
+    into: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0
+) -> torch.Tensor:
+    """`into` [n, m], in place: beta * into + alpha * a @ b, of a [n, k] and b [k, m].
+
+    Raises:
+        Stopped: the run was stopped.
+    """
+    n_rows = max(_PIECE_FLOP // max(2 * b.numel(), 1), 1)
+    for start in range(0, len(into), n_rows):
+        raise_if_stopped()
+        into[start : start + n_rows].addmm_(a[start : start + n_rows], b, beta=beta, alpha=alpha)
+    return into
+
+
+def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
+    """The inverse of a lower triangular matrix [n, n].
+
+    Raises:
+        Stopped: the run was stopped.
+    """
+    n = len(lower)
+    if n**3 <= _PIECE_FLOP:
+        return torch.linalg.solve_triangular(lower, torch.eye(n), upper=False)
+    inverse = torch.zeros_like(lower)
+    for start in range(0, n, _N_COLUMNS):  # what lies above the diagonal is zero
+        raise_if_stopped()
+        units = torch.eye(n - start, min(_N_COLUMNS, n - start))
+        inverse[start:, start : start + _N_COLUMNS] = torch.linalg.solve_triangular(
+            lower[start:, start:], units, upper=False
+        )
+    return inverse
+
+
+def product_in_pieces(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A linear layer: x [..., in] @ weight [out, in]^T + bias [out], without gradients where it takes long.
+
+    Raises:
+        Stopped: the run was stopped.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    n_rows = max(_PIECE_FLOP // max(2 * weight.numel(), 1), 1)
+    if len(rows) <= n_rows or torch.is_grad_enabled():
+        return torch.nn.functional.linear(x, weight, bias)
+    made = rows.new_empty((len(rows), len(weight)))
+    for start in range(0, len(rows), n_rows):
+        raise_if_stopped()
+        made[start : start + n_rows] = torch.nn.functional.linear(rows[start : start + n_rows], weight, bias)
+    return made.view(*x.shape[:-1], len(weight))
