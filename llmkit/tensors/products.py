@@ -31,16 +31,14 @@ def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
         Stopped: the run was stopped.
     """
     n = len(lower)
-    if n**3 <= _PIECE_FLOP:
-        return torch.linalg.solve_triangular(lower, torch.eye(n), upper=False)
-    inverse = torch.zeros_like(lower)
-    for start in range(0, n, _N_COLUMNS):  # what lies above the diagonal is zero
+    pieces = []
+    step = n if n**3 <= _PIECE_FLOP else _N_COLUMNS
+    for start in range(0, n, step):  # what lies above the diagonal is zero
         raise_if_stopped()
-        units = torch.eye(n - start, min(_N_COLUMNS, n - start))
-        inverse[start:, start : start + _N_COLUMNS] = torch.linalg.solve_triangular(
-            lower[start:, start:], units, upper=False
-        )
-    return inverse
+        units = torch.eye(n - start, min(step, n - start))
+        below = torch.linalg.solve_triangular(lower[start:, start:], units, upper=False)
+        pieces.append(torch.cat([below.new_zeros((start, below.shape[1])), below]) if start else below)
+    return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
 
 
 def product_in_pieces(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
