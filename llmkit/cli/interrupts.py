@@ -118,11 +118,13 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def heard(end: Callable[[Interrupted], int]) -> Iterator[None]:
+def heard(end: Callable[[Interrupted], int], *, grace_s: float = _GRACE_S, again_s: float = _AGAIN_S) -> Iterator[None]:
     """Inside, for a process of its own: a signal is answered in a line if the process takes a moment to end.
 
     Args:
         end: says the last word and gives the exit code; called when a second one comes.
+        grace_s: seconds after which the first is answered.
+        again_s: seconds after which another is a second one.
     """
 
     def take(number: int, frame: object) -> None:
@@ -139,7 +141,7 @@ def heard(end: Callable[[Interrupted], int]) -> Iterator[None]:
     before = signal.set_wakeup_fd(told_to, warn_on_full_buffer=False)
     try:
         with suppress(RuntimeError):  # no thread to be had: signals are taken all the same
-            threading.Thread(target=_listen, args=(heard_by, end), daemon=True).start()
+            threading.Thread(target=_listen, args=(heard_by, end, grace_s, again_s), daemon=True).start()
         yield
     finally:
         signal.set_wakeup_fd(before)
@@ -158,10 +160,10 @@ def is_ending() -> None:
     _state.is_ending = True
 
 
-def _listen(heard_by: int, end: Callable[[Interrupted], int]) -> None:
+def _listen(heard_by: int, end: Callable[[Interrupted], int], grace_s: float, again_s: float) -> None:
     began, is_said = 0.0, False
     while True:
-        left = max(0.0, began + _GRACE_S - time.monotonic()) if began and not is_said else None
+        left = max(0.0, began + grace_s - time.monotonic()) if began and not is_said else None
         if not select.select([heard_by], [], [], left)[0]:
             is_said = True
             if not _state.is_ending:
@@ -173,5 +175,5 @@ def _listen(heard_by: int, end: Callable[[Interrupted], int]) -> None:
             return
         if not began:
             began = time.monotonic() if any(n in _ENDS for n in numbers) else 0.0
-        elif any(n in _ENDS for n in numbers) and time.monotonic() - began >= _AGAIN_S:
+        elif any(n in _ENDS for n in numbers) and time.monotonic() - began >= again_s:
             os._exit(130 if _state.is_ending else end(_state.interrupted()))

@@ -6,33 +6,44 @@ from llmkit.lazy_imports import torch
 from llmkit.tensors.stopped import raise_if_stopped
 
 _PIECE_FLOP = 2 * 10**11  # a few seconds on a core or two
-_N_COLUMNS = 1024
 
 
 def add_product(
-    into: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0
+    into: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    flop: int = _PIECE_FLOP,
 ) -> torch.Tensor:
     """`into` [n, m], in place: beta * into + alpha * a @ b, of a [n, k] and b [k, m].
+
+    Args:
+        flop: multiplications and additions at a time.
 
     Raises:
         Stopped: the run was stopped.
     """
-    n_rows = max(_PIECE_FLOP // max(2 * b.numel(), 1), 1)
+    n_rows = max(flop // max(2 * b.numel(), 1), 1)
     for start in range(0, len(into), n_rows):
         raise_if_stopped()
         into[start : start + n_rows].addmm_(a[start : start + n_rows], b, beta=beta, alpha=alpha)
     return into
 
 
-def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
+def inverse_of_lower(lower: torch.Tensor, *, flop: int = _PIECE_FLOP) -> torch.Tensor:
     """The inverse of a lower triangular matrix [n, n].
+
+    Args:
+        flop: multiplications and additions at a time.
 
     Raises:
         Stopped: the run was stopped.
     """
     n = len(lower)
     pieces = []
-    step = n if n**3 <= _PIECE_FLOP else _N_COLUMNS
+    step = min(max(flop // max(n**2, 1), 1), max(n, 1))
     for start in range(0, n, step):  # what lies above the diagonal is zero
         raise_if_stopped()
         units = torch.eye(n - start, min(step, n - start))
@@ -41,14 +52,19 @@ def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
     return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
 
 
-def product_in_pieces(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product_in_pieces(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, flop: int = _PIECE_FLOP
+) -> torch.Tensor:
     """A linear layer: x [..., in] @ weight [out, in]^T + bias [out], without gradients where it takes long.
+
+    Args:
+        flop: multiplications and additions at a time.
 
     Raises:
         Stopped: the run was stopped.
     """
     rows = x.reshape(-1, x.shape[-1])
-    n_rows = max(_PIECE_FLOP // max(2 * weight.numel(), 1), 1)
+    n_rows = max(flop // max(2 * weight.numel(), 1), 1)
     if len(rows) <= n_rows or torch.is_grad_enabled():
         return torch.nn.functional.linear(x, weight, bias)
     made = rows.new_empty((len(rows), len(weight)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from llmkit.quantization.refinement import Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors import products
 from llmkit.tensors.stopped import Stopped, raise_if_stopped, stop_of_thread, stoppable
+
+close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 
 class After:
@@ -62,23 +65,21 @@ def test_the_search_of_input_scales_is_stopped(random):
         AWQ.input_scales([weight], torch.arange(32))
 
 
-@pytest.mark.parametrize("piece", [5_000, 40_000, 10**12])
-def test_products_in_pieces_are_those_of_torch(random, monkeypatch, piece):
-    monkeypatch.setattr(products, "_PIECE_FLOP", piece)
-    monkeypatch.setattr(products, "_N_COLUMNS", 24)
+@pytest.mark.parametrize("flop", [5_000, 40_000, 10**12])
+def test_products_in_pieces_are_those_of_torch(random, flop):
     a, b, c = (torch.randn(*shape, generator=random) for shape in ((60, 50), (50, 40), (60, 40)))
     want = torch.addmm(c, a, b, beta=0.5, alpha=-2.0)
-    torch.testing.assert_close(products.add_product(c.clone(), a, b, alpha=-2.0, beta=0.5), want, rtol=1e-4, atol=1e-4)
+    close(products.add_product(c.clone(), a, b, alpha=-2.0, beta=0.5, flop=flop), want, rtol=1e-4, atol=1e-4)
     x, bias = torch.randn(3, 5, 50, generator=random), torch.randn(40, generator=random)
     with torch.no_grad():
-        torch.testing.assert_close(products.product_in_pieces(x, b.T, bias), x @ b + bias, rtol=1e-4, atol=1e-4)
+        close(products.product_in_pieces(x, b.T, bias, flop=flop), x @ b + bias, rtol=1e-4, atol=1e-4)
     lower = torch.randn(60, 60, generator=random).tril(-1) * 0.1 + torch.eye(60)
-    torch.testing.assert_close(products.inverse_of_lower(lower), torch.linalg.inv(lower), rtol=1e-4, atol=1e-4)
-    if piece == 5_000:
+    close(products.inverse_of_lower(lower, flop=flop), torch.linalg.inv(lower), rtol=1e-4, atol=1e-4)
+    if flop == 5_000:
         with stoppable(After(1)), pytest.raises(Stopped):
-            products.add_product(c, a, b)
+            products.add_product(c, a, b, flop=flop)
         with stoppable(After(1)), pytest.raises(Stopped):
-            products.inverse_of_lower(lower)
+            products.inverse_of_lower(lower, flop=flop)
 
 
 def test_threads_of_a_pool_are_stopped_with_the_run_and_by_an_error(monkeypatch):
