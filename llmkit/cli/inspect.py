@@ -87,21 +87,7 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
         }
     )
     if d["parts"]:
-        out.line()
-        out.table(
-            ["part", "tensors", "dtype", "parameters", "size"],
-            [
-                (
-                    p["name"],
-                    p["n_tensors"],
-                    ", ".join(p["dtypes"]),
-                    _count(p["n_parameters"]),
-                    format_bytes(p["nbytes"]),
-                )
-                for p in d["parts"]
-            ],
-            right=["tensors", "parameters", "size"],
-        )
+        _render_parts(out, d["parts"])
     metadata = d["details"].get("metadata")
     if metadata:
         out.line()
@@ -116,15 +102,25 @@ def _render(out: Output, d: Mapping[str, Any]) -> None:
     if "identity" in d:
         _render_identity(out, d["identity"])
     if "tensors" in d:
-        out.line()
-        out.table(
-            ["tensor", "dtype", "shape", "size", "file"],
-            [
-                (name, t["dtype"], " × ".join(map(str, t["shape"])), format_bytes(t["nbytes"]), t["file"])
-                for name, t in d["tensors"].items()
-            ],
-            right=["size"],
-        )
+        _render_tensors(out, d["tensors"])
+
+
+def _render_parts(out: Output, parts: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (p["name"], p["n_tensors"], ", ".join(p["dtypes"]), _count(p["n_parameters"]), format_bytes(p["nbytes"]))
+        for p in parts
+    ]
+    out.line()
+    out.table(["part", "tensors", "dtype", "parameters", "size"], rows, right=["tensors", "parameters", "size"])
+
+
+def _render_tensors(out: Output, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = [
+        (name, t["dtype"], " × ".join(map(str, t["shape"])), format_bytes(t["nbytes"]), t["file"])
+        for name, t in tensors.items()
+    ]
+    out.line()
+    out.table(["tensor", "dtype", "shape", "size", "file"], rows, right=["size"])
 
 
 def _render_graph(out: Output, d: Mapping[str, Any]) -> None:

@@ -39,29 +39,28 @@ class FileTokenizer:
         codec: Codec,
         *,
         specials: Mapping[str, int],
-        words: Mapping[str, int] | None = None,
-        prefix: Sequence[int] = (),
-        suffix: Sequence[int] = (),
+        words: Mapping[str, int],
+        prefix: Sequence[int],
+        suffix: Sequence[int],
         answers_after_suffix: bool = False,
-        names: Mapping[str, str | None] | None = None,
-        settings: Mapping[str, Any] | None = None,
+        names: Mapping[str, str | None],
+        settings: Mapping[str, Any],
         padding_side: str = "left",
-        name_or_path: str = "",
+        name_or_path: str,
     ) -> None:
         self.codec = codec
         self.specials = dict(specials)
         self.prefix_ids = tuple(prefix)
         self.suffix_ids = tuple(suffix)
         self.answers_after_suffix = answers_after_suffix
-        named, settings = dict(names or {}), settings or {}
-        self.bos_token, self.eos_token = named.get("bos"), named.get("eos")
-        self.pad_token, self.unk_token = named.get("pad"), named.get("unk")
+        self.bos_token, self.eos_token = names.get("bos"), names.get("eos")
+        self.pad_token, self.unk_token = names.get("pad"), names.get("unk")
         self.padding_side = padding_side
         self.name_or_path = name_or_path
         self.chat_template = _default_template(settings.get("chat_template"))
         longest = settings.get("model_max_length")
         self.model_max_length = int(longest) if isinstance(longest, int | float) else _NO_LIMIT
-        self.words = dict(words or {})
+        self.words = dict(words)
         self._string_of = {i: text for text, i in self.specials.items()}
         self._word_of = {i: text for text, i in self.words.items()}
         self._words_in = _any_of(self.words)

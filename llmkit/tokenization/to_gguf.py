@@ -87,24 +87,12 @@ def vocabulary_metadata(
     tokenizer = read_tokenizer(label, files, config)
     published = {k.file: files[k.file].read() for k in TOKENIZERS.values() if k.file in files}
     kind = choose_kind(tokenizer.config or {}, published, kind)
-    if tokenizer.sp is not None:
-        metadata, entries, warnings = _sentencepiece(tokenizer, tokenizer.sp, n_rows, kind, pre)
-    elif tokenizer.fast is not None and tokenizer.fast.kind == "sentencepiece":
-        metadata, entries, warnings = _sentencepiece_json(tokenizer, tokenizer.fast, n_rows)
-    elif tokenizer.fast is not None and tokenizer.fast.kind == "byte_level":
-        metadata, entries, warnings = _byte_level(tokenizer, tokenizer.fast, n_rows, pre)
-    elif tokenizer.fast is None and tokenizer.ranks is not None and isinstance(kind, TiktokenFile):
-        metadata, entries, warnings = _ranks(tokenizer, tokenizer.ranks, n_rows, kind)
-    elif tokenizer.fast is None and isinstance(kind, ByteTrieFile):
-        trie = ByteTrie.parse(published[kind.file], f"{label}: {kind.file}")
-        metadata, entries, warnings = _byte_strings(tokenizer, trie, n_rows, kind)
-    else:
-        what = (
-            f"a tokenizer ({tokenizer.kind}) that GGUF has no place for"
-            if tokenizer.fast is not None
-            else "no tokenizer"
-        )
+    made = _made(tokenizer, published, n_rows, kind, pre)
+    if made is None:
+        odd = f"a tokenizer ({tokenizer.kind}) that GGUF has no place for"
+        what = odd if tokenizer.fast is not None else "no tokenizer"
         return {}, [f"{label} has {what}: the file gets no vocabulary, and llama.cpp will not load it"]
+    metadata, entries, warnings = made
     if entries.n_beyond:
         warnings.append(f"{entries.n_beyond} tokens have no row in the embedding and are left out of the vocabulary")
     merges = metadata.pop("merges", None)
@@ -120,6 +108,28 @@ def vocabulary_metadata(
     if not warnings and tokenizer.ranks is None and not is_bytes:
         warnings += _differences(tokenizer, result)
     return result | _templates(tokenizer), [*warnings, *told, *_untold(tokenizer)]
+
+
+def _made(
+    tokenizer: TokenizerFiles,
+    published: Mapping[str, bytes],
+    n_rows: int,
+    kind: TokenizerKind | None,
+    pre: str | None,
+) -> _Made | None:
+    """The vocabulary by what the tokenizer is made of, the most exact of its files first; None for what GGUF lacks."""
+    if tokenizer.sp is not None:
+        return _sentencepiece(tokenizer, tokenizer.sp, n_rows, kind, pre)
+    if tokenizer.fast is not None:
+        if tokenizer.fast.kind == "sentencepiece":
+            return _sentencepiece_json(tokenizer, tokenizer.fast, n_rows)
+        return _byte_level(tokenizer, tokenizer.fast, n_rows, pre) if tokenizer.fast.kind == "byte_level" else None
+    if tokenizer.ranks is not None and isinstance(kind, TiktokenFile):
+        return _ranks(tokenizer, tokenizer.ranks, n_rows, kind)
+    if isinstance(kind, ByteTrieFile):
+        trie = ByteTrie.parse(published[kind.file], f"{tokenizer.label}: {kind.file}")
+        return _byte_strings(tokenizer, trie, n_rows, kind)
+    return None
 
 
 def _differences(tokenizer: TokenizerFiles, metadata: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ PACKED, FLOAT, INTEGER = "pack-quantized", "float-quantized", "int-quantized"
 _TOKEN_BY_TOKEN = {"strategy": "token", "dynamic": True, "observer": None}
 
 
-def group_entry(grid: Grid, *, has_order: bool, rounds_inputs: bool = False) -> dict[str, Any]:
+def group_entry(grid: Grid, *, has_order: bool, rounds_inputs: bool) -> dict[str, Any]:
     """A config group, without its targets.
 
     Args:

@@ -88,19 +88,18 @@ class Planes:
 
 
 class _SixBits:
-    """Eight scales and eight minima of six bits each, in the twelve bytes from `start` on."""
+    """Eight scales and eight minima of six bits each, in the twelve bytes after the two float16 numbers of a block."""
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    _BYTES = slice(4, 16)
 
     def read(self, blocks: torch.Tensor) -> torch.Tensor:
-        a, b, c = blocks[..., self._start : self._start + 12].split(4, -1)
+        a, b, c = blocks[..., self._BYTES].split(4, -1)
         return torch.cat([a & 63, (c & 15) | ((a >> 6) << 4), b & 63, (c >> 4) | ((b >> 6) << 4)], -1)
 
     def write(self, blocks: torch.Tensor, numbers: torch.Tensor) -> None:
         s, s_more, t, t_more = numbers.split(4, -1)
         three = [s | ((s_more >> 4) << 6), t | ((t_more >> 4) << 6), (s_more & 15) | ((t_more & 15) << 4)]
-        blocks[..., self._start : self._start + 12] = torch.cat(three, -1)
+        blocks[..., self._BYTES] = torch.cat(three, -1)
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,8 @@ GRIDS = {
     "Q2_K": BlockGrid(256, 84, 2, 16, Planes(Plane(16, 64, 2, 32)), 80, 82, Planes(_PAIRS), 4),
     "Q3_K": BlockGrid(256, 110, 3, 16, Planes(Plane(32, 64, 2, 32), Plane(0, 32, 1, 32, 2)), 108, None,
                       Planes(Plane(96, 8, 4, 8), Plane(104, 4, 2, 4, 4)), 6, 32),
-    "Q4_K": BlockGrid(256, 144, 4, 32, Planes(Plane(16, 128, 4, 32)), 0, 2, _SixBits(4), 6),
-    "Q5_K": BlockGrid(256, 176, 5, 32, Planes(Plane(48, 128, 4, 32), Plane(16, 32, 1, 32, 4)), 0, 2, _SixBits(4), 6),
+    "Q4_K": BlockGrid(256, 144, 4, 32, Planes(Plane(16, 128, 4, 32)), 0, 2, _SixBits(), 6),
+    "Q5_K": BlockGrid(256, 176, 5, 32, Planes(Plane(48, 128, 4, 32), Plane(16, 32, 1, 32, 4)), 0, 2, _SixBits(), 6),
     "Q6_K": BlockGrid(256, 210, 6, 16, Planes(Plane(0, 128, 4, 64), Plane(128, 64, 2, 32, 4)), 208, None,
                       Planes(Plane(192, 16, 8, 16)), 8, 128),
     "IQ4_NL": BlockGrid(32, 18, 4, 32, Planes(Plane(2, 16)), 0, table=_NL),

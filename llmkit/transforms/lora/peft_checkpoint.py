@@ -29,10 +29,10 @@ def peft_checkpoint(
     alphas: Mapping[str, float],
     *,
     config: Mapping[str, Any],
-    saved: Mapping[str, Lazy] | None = None,
+    saved: Mapping[str, Lazy],
     files: Mapping[str, FileContent] | None = None,
     step: Mapping[str, Any],
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
     warnings: Sequence[str] = (),
 ) -> Checkpoint:
     """A LoRA adapter as a checkpoint to be written.
@@ -44,7 +44,6 @@ def peft_checkpoint(
         saved: parameter path -> whole tensor (modules_to_save; a bias alone, or of an adapted layer, as `bias="all"`).
         files: tokenizer files that belong to the adapter.
     """
-    saved = dict(saved or {})
     tensors: dict[str, Lazy] = {}
     ranks: dict[str, int] = {}
     for module, parts in modules.items():
