@@ -1,6 +1,9 @@
 """Command R, R+ and R7B, Aya, Command A: attention and MLP side by side behind one LayerNorm without bias.
 
 The second generation has a window on three layers of four, and positions on those only.
+
+Inside Aya Vision logits have their scale, too, as in transformers 4.51, with which it was published, and in vLLM; the
+class of transformers 4.52 to 5.24 leaves it out.
 """
 
 from __future__ import annotations

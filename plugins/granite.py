@@ -1,4 +1,8 @@
-"""Granite 3 and 4 (dense): Llama's layers with a multiplier on embeddings, scores, branches and logits."""
+"""Granite 3 and 4 (dense): Llama's layers with a multiplier on embeddings, scores, branches and logits.
+
+Inside Granite Vision (LLaVA-NeXT) logits are scaled, too, as in transformers 4.51 and vLLM; the class of transformers
+4.52 to 5.24 leaves it out.
+"""
 
 from collections.abc import Mapping
 from typing import Any

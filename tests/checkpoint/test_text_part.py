@@ -37,6 +37,10 @@ WHOLE = {
     "mistral": ("Mistral3ForConditionalGeneration", "mistral3", {"image_token_index": 90}),
     "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", {"image_token_id": 90}),
 }
+SCALED = {
+    "cohere2": ("AyaVisionForConditionalGeneration", "aya_vision", {"image_token_index": 90}),
+    "granite": ("LlavaNextForConditionalGeneration", "llava_next", {"image_token_index": 90}),
+}
 KINDS_OF_IMAGES = {"gemma4": "gemma4_vision", "llama4": "llama4_vision_model", "mistral3": "pixtral",
                    "qwen3_5_moe": "qwen3_5_moe_vision"}  # fmt: skip
 OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
@@ -44,7 +48,7 @@ OLD = {"model.language_model.": "language_model.model.", "lm_head.": "language_m
 
 
 def written(folder, family):
-    name, model_type, more = WHOLE[family]
+    name, model_type, more = (WHOLE | SCALED)[family]
     if not hasattr(transformers, PLUGINS[family].matches[0]):
         pytest.skip(f"transformers {transformers.__version__} has no {PLUGINS[family].matches[0]}")
     text = PLUGINS[family].tiny_config()
@@ -88,6 +92,21 @@ def test_text_is_computed_as_transformers_does(tmp_path, family, names):
     assert (shown.architecture, shown.problems) == (family, ())
     assert note in shown.oddities
     assert set(convert(ckpt, to="bin").tensors) == set(ckpt.tensors)  # of the whole nothing is lost
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_logits_have_the_scale_of_the_text_model(tmp_path, family):
+    """As in transformers 4.51, whose whole models held the causal one; since 4.52 they hold its layers alone."""
+    model = written(tmp_path, family)
+    text = model.config.text_config
+    text.tie_word_embeddings = model.config.tie_word_embeddings
+    causal = transformers.AutoModelForCausalLM.from_config(text, attn_implementation="eager").eval()
+    causal.model.load_state_dict(model.model.language_model.state_dict())
+    causal.lm_head.load_state_dict(model.lm_head.state_dict())
+    ids = torch.arange(3, 27).view(2, 12)
+    with torch.inference_mode():
+        wanted = causal(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(open_checkpoint(tmp_path))(ids), wanted, atol=2e-5, rtol=2e-5)
 
 
 def test_a_text_model_of_smolvlm(tmp_path):
