@@ -73,22 +73,8 @@ def write(
         out.note(note)
     for warning in plan.warnings:
         out.warning(warning)
-    from llmkit.pipeline.runner import run_plan
-
     started = time.monotonic()
-    with interruptible(lambda: interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume)):
-        manifest = run_plan(
-            plan,
-            overwrite=writing.overwrite,
-            force=writing.force,
-            inputs=writing.inputs,
-            resume=not writing.no_resume,
-            workers=writing.workers,
-            progress=out.progress(),
-            observe=observe,
-            findings=findings,
-            hash_links=hash_links,
-        )
+    manifest = _carried_out(out, plan, writing, observe, findings, hash_links)
     elapsed = time.monotonic() - started
     document = _written(plan, manifest, elapsed, resumed_nbytes(out, manifest))
     not_finite = document["not_finite"]
@@ -103,6 +89,37 @@ def write(
         out.hint((hint or ("llmkit inspect {out}" if plan.is_file else "llmkit verify {out}")).format(out=plan.out))
 
     out.answer(document | more, render, brief=str(plan.out))
+
+
+def _carried_out(
+    out: Output,
+    plan: Plan,
+    writing: WriteOptions,
+    observe: WriteObserver | None,
+    findings: Callable[[], Mapping[str, Any]] | None,
+    hash_links: bool,
+) -> dict[str, Any]:
+    """The manifest of what is written now by the plan.
+
+    Raises:
+        Interrupted: Ctrl-C; it says where what is done is kept.
+    """
+    from llmkit.pipeline.runner import run_plan
+    from llmkit.pipeline.target import partial_path
+
+    with interruptible(lambda: interrupted_run(partial_path(plan.out), is_resumable=not writing.no_resume)):
+        return run_plan(
+            plan,
+            overwrite=writing.overwrite,
+            force=writing.force,
+            inputs=writing.inputs,
+            resume=not writing.no_resume,
+            workers=writing.workers,
+            progress=out.progress(),
+            observe=observe,
+            findings=findings,
+            hash_links=hash_links,
+        )
 
 
 def _written(plan: Plan, manifest: Mapping[str, Any], elapsed: float, resumed: int) -> dict[str, Any]:
