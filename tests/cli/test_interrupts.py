@@ -22,8 +22,8 @@ def end(stop):
 try:
     kept = lambda: Interrupted(is_resumable=True, kept="OUT keeps it")
     with terminable(), heard(end, grace_s=0.1, again_s=1.5), interruptible(kept):
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             time.sleep(float(sys.argv[1]))
