@@ -11,6 +11,7 @@ from llmkit.calibration.texts import CalibrationText, token_ids, windows
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import load_tokenizer
 from llmkit.errors import InputError
+from llmkit.quantization.method import N_WINDOWS
 from llmkit.tokenization.chat import prompt_of
 
 
@@ -26,7 +27,7 @@ class Samples:
     """
 
     text: CalibrationText | None
-    n: int = 128
+    n: int = N_WINDOWS
     length: int = 512
     seed: int = 0
 

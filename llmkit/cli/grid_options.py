@@ -42,8 +42,8 @@ class GridOptions:
             autocompletion=completion.quantization_methods,
             help="How weights are rounded: rtn to nearest, mse on the grid with the least squared error, hqq with zero "
             "points of the least sparse error, awq after inputs are scaled, gptq with later columns taking up earlier "
-            "errors, signround as is learnt for each block, gptq-signround (best) from what gptq makes (default: mse; "
-            "gptq where quantize reads a text).",
+            "errors, signround as is learnt for each block, gptq-signround from what gptq makes, best as gptq on twice "
+            "the windows (default: mse; gptq where quantize reads a text).",
         ),
     ] = None
     group_size: Annotated[
@@ -169,7 +169,10 @@ class TextOptions:
             "for quantize --bits 8).",
         ),
     ] = None
-    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Windows of the calibration text.")] = 128
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Windows of the calibration text (default: 128; with best 256)."),
+    ] = None
     length: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens of each window of the calibration text.")] = (
         512
     )
@@ -185,19 +188,23 @@ class TextOptions:
         """
         return device_named(self.device)
 
-    def windows(self, source: str = "built-in") -> Samples:
+    def windows(self, source: str = "built-in", n: int | None = None) -> Samples:
         """Those of the text that `--calibration` names, or `source` where it names none.
+
+        Args:
+            n: how many, where `--samples` is not given; None for the usual number.
 
         Raises:
             InputError: no such text, or one too short.
         """
         from llmkit.calibration.samples import Samples
         from llmkit.calibration.texts import own_text, read_text
+        from llmkit.quantization.method import N_WINDOWS
 
         source = self.calibration or source
         named = {"self": lambda: None, "built-in": own_text}
         text = named[source]() if source in named else read_text(Path(source))
-        return Samples(text, self.samples, self.length, self.seed)
+        return Samples(text, self.samples or n or N_WINDOWS, self.length, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +236,9 @@ class CalibrationOptions(TextOptions):
         if source == "none":
             out.refuse_options({"samples", "length", "seed"}, "a run without a text", "add --calibration built-in")
             return None
-        return self.windows(source)
+        from llmkit.quantization.method import method_named
+
+        return self.windows(source, method_named(method, is_calibrated=None).n_windows if method is not None else None)
 
     def quantizer(
         self, ckpt: Checkpoint, known: Samples | StoredStatistics | None, method: str | None

@@ -85,7 +85,7 @@ def quantize(
             metavar="N",
             min=0,
             rich_help_panel=GridOptions.title,
-            help="How long signround and best learn each block (default: 200; 1000 for fewer than 4 bits).",
+            help="How long signround learns each block (default: 200; 1000 for fewer than 4 bits).",
         ),
     ] = None,
     act_order: Annotated[

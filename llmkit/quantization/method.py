@@ -26,6 +26,7 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 
 GROUP = "llmkit.methods"
+N_WINDOWS = 128
 _LOST = 0.999  # the share of the squared weights that is lost where nearly all become 0
 # Receives (squared error, squared norm, rows) of what was just quantized.
 Observe = Callable[[float, float, int], None]
@@ -67,6 +68,7 @@ class Method(ABC):
         is_row_wise: rows may be quantized in slices; each is computed from itself and the statistics alone.
         needs_zeros: it chooses zero points, and has nothing to choose on a symmetric grid.
         takes_points: weights may be put on what is no integer (`Grid.points`).
+        n_windows: of a text that it is calibrated on, unless the user says otherwise.
     """
 
     name: ClassVar[str]
@@ -76,6 +78,7 @@ class Method(ABC):
     is_row_wise: ClassVar[bool] = True
     needs_zeros: ClassVar[bool] = False
     takes_points: ClassVar[bool] = False
+    n_windows: int = N_WINDOWS
 
     @property
     def looks_at_inputs(self) -> bool:

@@ -16,7 +16,7 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.quantization.codec import FolderCodec, folder_readers
 
-METHODS = ["rtn", "mse", "hqq", "gptq", "awq", "awq-gptq", "signround", "best"]
+METHODS = ["rtn", "mse", "hqq", "gptq", "awq", "awq-gptq", "signround", "gptq-signround"]
 FORMATS = [reader.name for reader in folder_readers() if isinstance(reader, FolderCodec)]
 TABLE = list(itertools.product(METHODS, FORMATS, (2, 3, 4, 8), ("--symmetric", "--asymmetric")))
 STEP = 31  # of the table, each family takes other rows: a prime, so that all methods, layouts and bits meet
@@ -46,7 +46,7 @@ def quantized(call, world, model, method, layout, bits, symmetry, out):
     text = ["--calibration", "none"] if method in ("rtn", "hqq") else [
         "--calibration", world / "text.txt", "--samples", 2, "--length", 8
     ]  # fmt: skip
-    learning = ["--iterations", 1] if method in ("signround", "best") else []
+    learning = ["--iterations", 1] if "signround" in method else []
     return call("quantize", model, "--bits", bits, "--method", method, "--format", layout, symmetry, *text, *learning,
                 "-o", out)  # fmt: skip
 

@@ -70,7 +70,7 @@ def test_each_method_takes_a_type_or_says_why_not(model, method, type, format):
     if way.needs:
         points = next(p for p in (NF4, FP8) if p.name == type)
         why = way.refuses(Grid(BITS[type], None, points=points))
-        assert (why is None) == way.takes_points == (method not in ("best", "gptq-signround", "signround"))
+        assert (why is None) == way.takes_points == (method not in ("gptq-signround", "signround"))
         assert why is None or why == f"rounds to integers, and codes of {type} are none"
         with pytest.raises(RequirementError, match="needs"):
             quantize(model, bits=BITS[type], type=type, format=format, method=method)

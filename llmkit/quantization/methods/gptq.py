@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.matrix import Grid
-from llmkit.quantization.method import Method, QuantizedRows
+from llmkit.quantization.method import N_WINDOWS, Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.refinement import N_COLUMNS, Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
@@ -48,6 +48,7 @@ class GPTQ(Method):
     Args:
         gives_corrected: `QuantizedRows.corrected` is there, for methods that start where this one ends.
         n_sweeps: of the refinement; None for the usual number.
+        n_windows: as of `Method`.
     """
 
     name = "gptq"
@@ -57,8 +58,11 @@ class GPTQ(Method):
     is_row_wise = False
     takes_points = True
 
-    def __init__(self, *, gives_corrected: bool = False, n_sweeps: int | None = None) -> None:
+    def __init__(
+        self, *, gives_corrected: bool = False, n_sweeps: int | None = None, n_windows: int = N_WINDOWS
+    ) -> None:
         self._gives_corrected, self._has_act_order, self._n_sweeps = gives_corrected, False, n_sweeps
+        self.n_windows = n_windows
 
     def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
         made = copy.copy(super().configured(iterations=iterations))
@@ -198,4 +202,4 @@ def _rounded(
     return q
 
 
-METHOD = GPTQ()
+METHOD, OF_MORE_TEXT = GPTQ(), GPTQ(n_windows=2 * N_WINDOWS)
