@@ -29,6 +29,7 @@ from llmkit.formats import safetensors
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.commit import sync_folder
 from llmkit.pipeline.files import check_file
+from llmkit.pipeline.journal import HeldElsewhere, take_lock
 from llmkit.pipeline.rename import rename_new
 from llmkit.pipeline.target import disk_errors, partial_path
 from llmkit.tensors.lazy import Context, Lazy
@@ -147,7 +148,14 @@ class ReferenceWriter:
                     f"{self._path} needs {format_bytes(nbytes)} ({self._n} tokens of a vocabulary of {n_vocab}), the "
                     f"disk has {format_bytes(free)} free"
                 )
-            self._fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                take_lock(fd, self._partial, str(self._path))
+                os.ftruncate(fd, 0)  # what a killed run left
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd = fd
             _write_at(self._fd, header, 0)
         return self._fd
 
@@ -157,6 +165,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         with disk_errors(path):
             yield
+    except HeldElsewhere:
+        raise
     except OutputError as error:  # nothing is resumed here
         raise OutputError(error.message, hint="free some space, give a shorter text, or another place") from error
 

@@ -57,7 +57,7 @@ class Journal:
         self._guard = threading.Lock()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_APPEND, 0o644)
         try:
-            self._lock(subject or str(path))
+            take_lock(self._fd, path, subject or str(path))
             data = _read(self._fd)
             if not _starts(data):
                 raise OutputError(
@@ -77,19 +77,6 @@ class Journal:
             self.close()
             raise
 
-    def _lock(self, subject: str) -> None:
-        held = _held(subject)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise held from None
-        try:
-            is_same = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
-        except FileNotFoundError:
-            is_same = False
-        if not is_same:  # it was finished and removed between opening and locking
-            raise held
-
     def append(self, entry: dict[str, Any]) -> None:
         """One more line."""
         line = memoryview((json.dumps(entry) + "\n").encode())
@@ -108,6 +95,30 @@ class Journal:
         """Release the lock and remove the file: the work is done."""
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+def take_lock(fd: int, path: Path, subject: str) -> None:
+    """Lock an open file for this process, until it is closed.
+
+    Args:
+        fd: of the file.
+        path: where it was opened.
+        subject: what is written, for the message.
+
+    Raises:
+        HeldElsewhere: another process has it, or has finished and moved it meanwhile.
+    """
+    held = _held(subject)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise held from None
+    try:
+        is_same = os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:  # it was finished and removed between opening and locking
+        raise held
 
 
 def is_journal(path: Path) -> bool:

@@ -97,9 +97,11 @@ class Target:
         if not os.path.lexists(out):
             return
         self._check_inputs()
+        is_alike = out.is_file() if self.is_file else out.is_dir()
         if not self.overwrite:
-            raise OutputError(f"{out} already exists", hint="choose another -o, or add --overwrite to replace it")
-        if not (out.is_file() if self.is_file else out.is_dir()):
+            or_replace = ", or add --overwrite to replace it" if is_alike else ""
+            raise OutputError(f"{out} already exists", hint=f"choose another -o{or_replace}")
+        if not is_alike:
             raise OutputError(
                 f"{out} is no {'file' if self.is_file else 'folder'}; --overwrite will not delete it",
                 hint="choose another -o",
@@ -222,7 +224,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == errno.EFBIG:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}",
+                hint="the disk (FAT32: 4 GB) or `ulimit -f` takes no file so large: --max-shard-size 2GB",
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
                 f"cannot write {path}: {error.strerror}",
                 hint="free some space and run the same command again: it resumes",

@@ -119,6 +119,23 @@ def test_nothing_stays_of_a_run_that_ended_early(pair, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_that_write_one_reference_are_kept_apart(tmp_path):
+    """The second is told, and neither writes into the file of the other."""
+    logits, targets = torch.randn(8, 40), torch.tensor(IDS[1:9]) % 40
+    subject = subject_of(TEXT, IDS[:9], 9, 9)
+    (tmp_path / "ref.partial").write_bytes(b"what a killed run left" * 10_000)
+    with ReferenceWriter(tmp_path / "ref", "m", subject) as first:
+        first.add(logits, targets)
+        with (
+            pytest.raises(OutputError, match="ref is being written by another llmkit process"),
+            ReferenceWriter(tmp_path / "ref", "m", subject) as second,
+        ):
+            second.add(logits, targets)
+    with ReferenceWriter(tmp_path / "alone", "m", subject) as alone:
+        alone.add(logits, targets)
+    assert (tmp_path / "ref").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
 def test_a_disk_without_room_is_told_in_numbers(pair, tmp_path, monkeypatch):
     import shutil
     from types import SimpleNamespace

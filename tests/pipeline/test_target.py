@@ -321,3 +321,12 @@ def test_a_file_that_is_no_journal_is_not_written_over(tmp_path):
         assert is_journal(path)
         Journal(path, "digest").close()
         assert path.read_text() == '{"plan": "digest"}\n'
+
+
+def test_a_device_at_out_is_no_output_to_replace(source, tmp_path):
+    """The hint does not name what the next error would refuse."""
+    os.mkfifo(tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError) as seen:
+            Target(tmp_path / "out", overwrite).check(0)
+        assert seen.value.hint == "choose another -o"
