@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.deltanet import GatedDeltaNet
-from llmkit.architecture.gguf import DECAY, Form, GgufFamily, Metadata, main_block, needs_experts, rotary_share
+from llmkit.architecture.gguf import (
+    DECAY,
+    Form,
+    GgufFamily,
+    Metadata,
+    main_block,
+    needs_attention,
+    needs_experts,
+    rotary_share,
+)
 from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused
@@ -57,7 +66,7 @@ def _sections(model: Model, config: Mapping[str, Any]) -> list[int]:
 def _refuses(model: Model) -> str | None:
     if model.dims.extra["delta_key_dim"] != model.dims.extra["delta_value_dim"]:
         return "heads of its Gated DeltaNets have keys and values of two widths"
-    return None
+    return needs_attention(model)
 
 
 GGUF_NEXT = GgufFamily(

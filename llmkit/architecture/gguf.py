@@ -218,6 +218,11 @@ def needs_all_heads(model: Model) -> str | None:
     return None if model.dims.heads == model.dims.kv_heads else "it reads a key head for each query head"
 
 
+def needs_attention(model: Model) -> str | None:
+    """Why llama.cpp cannot run a model of a family whose files always have keys and values."""
+    return None if any(heads_of_layers(model)) else "none of its layers has attention"
+
+
 def needs_experts(model: Model) -> str | None:
     """Why llama.cpp cannot run a model of a family whose files always have experts."""
     return None if any(map(mixture_of, model.blocks)) else "all its layers are dense"

@@ -203,6 +203,21 @@ def test_there_and_back(tmp_path, name, variant):
     assert plain[0].dims.context in (None, plain[1].dims.context)
 
 
+WITHOUT_ATTENTION = {
+    "lfm2": {"layer_types": ["conv"] * 2},
+    "qwen3_5": {"layer_types": ["linear_attention"] * 2},
+    "jamba": {"attn_layer_offset": 9, "attn_layer_period": 10},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
+def test_a_hybrid_without_attention_is_refused(name):
+    """llama.cpp stops at an assertion: it has no buffer for keys and values of no layer."""
+    config = tiny_config(name) | {"num_hidden_layers": 2} | WITHOUT_ATTENTION[name]
+    with pytest.raises(RequirementError, match="none of its layers has attention"):
+        convert(random_checkpoint(FAMILIES[name], config), to="gguf", type="f32")
+
+
 @pytest.mark.parametrize("name", NEEDS_HEAD)
 def test_a_tied_head_that_llama_cpp_does_not_tie_is_written_twice(tmp_path, name):
     """test_gguf_in_llama_cpp.py has what it computes."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import FolderReader, Specs, StoredFolder, error_context, required
+from llmkit.quantization.codec import FolderReader, Specs, StoredFolder, error_context, meant_for, required
 from llmkit.quantization.codecs.fp8 import CODEC as FLOAT8
 from llmkit.quantization.codecs.fp8 import UNUSED
 from llmkit.quantization.matrix import Grid, QuantizedMatrix, Restorable
@@ -50,10 +50,7 @@ class ModelOpt(FolderReader):
         return matrices, used
 
     def warnings(self, stored: StoredFolder) -> list[str]:
-        return [
-            "the model was meant to run with activations in the type of its weights; here only those are: expect "
-            "slightly other scores"
-        ]
+        return [meant_for("activations in the type of its weights")]
 
 
 def _modules(names: Mapping[str, Any]) -> list[str]:
