@@ -13,6 +13,7 @@ from llmkit.cli.command import command
 from llmkit.cli.options import ModelArgument, OutDtypeOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
+from llmkit.errors import counted
 
 _N_WORST = 5
 
@@ -112,7 +113,7 @@ def convert(
             out.warning(_overflow_text(counts, None if dtype is None else str(dtype), type_ or "f16"))
         uncounted = overflow.uncounted()
         if uncounted:
-            out.note(f"{len(uncounted)} tensors were written by the interrupted run; their overflow was not counted")
+            out.note(f"overflow not counted: {counted(len(uncounted), 'tensor')} that the interrupted run had written")
         return overflow.as_dict(), lambda: None
 
     write(out, after, writing, finish=finish, findings=overflow.as_dict)
@@ -124,7 +125,7 @@ def _overflow_text(counts: Mapping[str, int], dtype: str | None, type_: str) -> 
     more = f" and {len(counts) - _N_WORST} more" if len(counts) > _N_WORST else ""
     total = sum(counts.values())
     values = "1 value became" if total == 1 else f"{total} values became"
-    tensors = "1 tensor" if len(counts) == 1 else f"{len(counts)} tensors"
+    tensors = counted(len(counts), "tensor")
     wider = f"--type {'bf16' if type_ == 'f16' else 'f32'}"
     if dtype is not None:
         wider = f"--dtype {'bfloat16' if dtype == 'float16' else 'float32'}"

@@ -173,7 +173,7 @@ def _measured(out: Output, meter: Meter, column: str, verb: str) -> Callable[[Ma
                 rows = [(m.name, f"{m.relative_error:.4f}") for m in meter.worst(5)]
                 out.table(["module", column], rows, right=[column])
             if unmeasured:
-                out.line(f"{len(unmeasured)} modules were written by the interrupted run and not measured")
+                out.line(f"not measured: {counted(len(unmeasured), 'module')} that the interrupted run had written")
 
         return document, render
 

@@ -85,7 +85,7 @@ class Findings:
             rows = [(m.name, f"{m.relative_error:.4f}") for m in self.meter.worst(_N_WORST)]
             out.table(["tensor", "relative error"], rows, right=["relative error"])
         if n_unmeasured:
-            out.line(f"{n_unmeasured} layers were written by the interrupted run; their error was not measured")
+            out.line(f"error not measured: {counted(n_unmeasured, 'layer')} that the interrupted run had written")
 
 
 def write_quantized(
