@@ -19,7 +19,7 @@ from llmkit.errors import LlmkitError, RequirementError
 from llmkit.formats.adapter_names import adapter_parts, with_words
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
-from llmkit.quantization.codec import folder_readers
+from llmkit.quantization.codec import readers_by_method
 from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantization
 from llmkit.tensors.spec import DType
 
@@ -174,7 +174,7 @@ def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
     best = "take the float model that it was made from"
     if not scheme.n_weights:
         return f"{best}; where its weights are floats, remove quantization_config from config.json"
-    if scheme.method not in (BLOCKS, *(reader.name for reader in folder_readers())):
+    if scheme.method not in (BLOCKS, *readers_by_method()):
         return best
     command = f"llmkit convert {shlex.quote(str(ckpt.origin or ckpt.label))} --to dense -o FLOATS"
     return f"{best}; where that is lost, `{command}` writes what is left of its weights, rounded as they are"

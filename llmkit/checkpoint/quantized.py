@@ -11,7 +11,15 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import quantization_of
 from llmkit.errors import RequirementError
 from llmkit.formats.json_text import parse_object
-from llmkit.quantization.codec import CONFIG_KEYS, REMEDY, FolderReader, StoredFolder, config_entry, folder_readers
+from llmkit.quantization.codec import (
+    CONFIG_KEYS,
+    REMEDY,
+    FolderReader,
+    StoredFolder,
+    config_entry,
+    folder_readers,
+    readers_by_method,
+)
 from llmkit.quantization.recognition import BLOCKS, Quantization
 from llmkit.tensors.rearrange import transpose
 from llmkit.tensors.spec import DType
@@ -122,7 +130,7 @@ def _reader(ckpt: Checkpoint, scheme: Quantization) -> FolderReader:
     Raises:
         RequirementError: there is none.
     """
-    readers = {name: reader for reader in folder_readers() for name in (reader.name, *reader.also)}
+    readers = readers_by_method()
     if scheme.method in readers:
         return readers[scheme.method]
     if not scheme.n_weights:

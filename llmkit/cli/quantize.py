@@ -114,7 +114,7 @@ def quantize(
     reads a text (--calibration). Prints the sizes, bits per weight and the layers with the largest error.
     """
     from llmkit.calibration.ranks import rank
-    from llmkit.checkpoint.classification import open_model
+    from llmkit.checkpoint.classification import open_model, require_model
     from llmkit.quantization.codec import folder_codec
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
@@ -124,7 +124,7 @@ def quantize(
     if rank():
         out = replace(out, mode=Mode.QUIET)
     target, device = mixed_precision.target(bits), calibrating.where
-    before = open_model(model, force=writing.force)
+    before = require_model(open_model(model, force=writing.force), "quantize", floats=True)
     require_place(writing)
     layout = targets().get(format)
     if layout is None or not layout.of_bits:

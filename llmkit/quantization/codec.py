@@ -331,6 +331,11 @@ def folder_readers() -> tuple[FolderReader, ...]:
     return _folder_readers(entry_points.entries(GROUP))
 
 
+def readers_by_method() -> dict[str, FolderReader]:
+    """The same by what config.json calls a layout: its name, and the others that it has there."""
+    return {name: reader for reader in folder_readers() for name in (reader.name, *reader.also)}
+
+
 @cache
 def _folder_readers(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderReader, ...]:
     readers = []

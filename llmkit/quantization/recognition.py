@@ -51,10 +51,12 @@ def find_quantization(specs: Specs, config: Mapping[str, Any]) -> Quantization |
     stored = _stored(specs, config)
     if entry is None:
         return stored
-    implied = {"bitsandbytes": _bnb_bits(entry), "compressed-tensors": "config_groups" in entry, "unknown method": True}
-    method = str(entry.get("quant_method") or next(name for name, is_implied in implied.items() if is_implied))
+    implied = {"bitsandbytes": _bnb_bits(entry), "compressed-tensors": "config_groups" in entry}
+    untold = stored.method if stored is not None else "unknown method"
+    method = str(entry.get("quant_method") or next((name for name, is_so in implied.items() if is_so), untold))
     bits = entry.get("bits") or entry.get("w_bit") or _bnb_bits(entry)
-    words = f"int{bits}" if isinstance(bits, int) and not isinstance(bits, bool) else _group_words(entry)
+    kind = "float" if "fp" in str(entry.get("data_type")) else "int"  # AutoRound's mx_fp, nv_fp, fp
+    words = f"{kind}{bits}" if isinstance(bits, int) and not isinstance(bits, bool) else _group_words(entry)
     if stored is None:
         return Quantization(method, words, "quantization_config in config.json", is_stated=True)
     return Quantization(

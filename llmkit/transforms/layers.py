@@ -159,8 +159,8 @@ def _refuse_transposed(ckpt: Checkpoint, names: Sequence[str], codec: Codec) -> 
         raise RequirementError(
             f"{ckpt.label}: {listing(names, 1)} are stored as [in, out] (the Conv1D layers of transformers); "
             f"{codec.name} describes [out, in] only, and transformers would put random weights in their place",
-            hint="--format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
-            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
+            hint="--format gptq or bitsandbytes (convert: --to), whose loaders make linear layers of them; or a float "
+            "dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT",
         )
 
 

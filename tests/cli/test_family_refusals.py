@@ -21,8 +21,8 @@ def test_transposed_layers_are_not_quantized(tmp_path, call):
         "their place"
     )
     assert hint == (
-        "hint: --format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
-        "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+        "hint: --format gptq or bitsandbytes (convert: --to), whose loaders make linear layers of them; or a float "
+        "dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
     )
     assert not list(tmp_path.glob("out*"))
     converted = call("convert", tmp_path / "m", "--to", "hf", "--dtype", "bfloat16", "-o", tmp_path / "half", "-q")

@@ -137,8 +137,8 @@ def test_quantized_and_reloaded(tmp_path, base, name, variant, bits):
         ) as no:
             quantize(base, bits=bits, group_size="channel")
         assert no.value.hint == (
-            "--format gptq, whose loaders make linear layers of them; or a float dtype of half the size: "
-            "llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
+            "--format gptq or bitsandbytes (convert: --to), whose loaders make linear layers of them; or a float "
+            "dtype of half the size: llmkit convert MODEL --to hf --dtype bfloat16 -o OUT"
         )
         return
     save(quantize(base, bits=bits, group_size="channel", method="rtn"), tmp_path / "q")

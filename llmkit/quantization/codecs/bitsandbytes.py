@@ -64,6 +64,7 @@ class BitsAndBytes(FolderCodec):
     group_sizes = ()
     points = (NF4, FP4)
     holds_zeros = False
+    takes_conv1d = True
     is_nested: ClassVar[bool] = False
 
     def sizes_for(self, points: Points | None) -> tuple[int | Literal["channel"], ...]:
@@ -85,6 +86,9 @@ class BitsAndBytes(FolderCodec):
         if not self.is_nested or matrix.grid.points is None or parts_of_scales(matrix.scales) is not None:
             return matrix
         return replace(matrix, scales=nested_scales(matrix.scales))
+
+    def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
+        return NESTED if entry.get("bnb_4bit_use_double_quant") else CODEC
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         (n_out, n_in), points, size = matrix.shape, matrix.grid.points, matrix.group

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmkit.errors import InputError, SpecError
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import Specs, required
+from llmkit.quantization.codec import FolderCodec, Specs, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
@@ -70,6 +70,9 @@ class Gptq(QweightCodec):
             "g_idx": matrix.order or _neighbours(n_in, matrix.group),
         }
 
+    def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
+        return CODEC if _is_first(entry) else CODEC_V2
+
     def settings(self, matrix: QuantizedMatrix) -> dict[str, Any]:
         return self.describe({"": matrix}, [], are_all=True)
 
@@ -99,8 +102,7 @@ class Gptq(QweightCodec):
         grid = Grid(bits, group_size(n_in, n_groups, settings), bool(settings.get("sym")))
         order = parts.get("g_idx")
         order = group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None
-        is_v1 = str(settings.get("checkpoint_format")).lower() != "gptq_v2"
-        zeros = sliceable(_zeros(stored, bits, n_out, is_v1=is_v1))
+        zeros = sliceable(_zeros(stored, bits, n_out, is_v1=_is_first(settings)))
         across = sliceable(transpose(scales))
         return QuantizedMatrix(
             grid,
@@ -179,6 +181,11 @@ class Gptq(QweightCodec):
             return None
         bits = 32 * zeros.shape[1] // n_out
         return f"int{bits} group {words.shape[0] * 32 // (bits * n_groups)}" if bits else None
+
+
+def _is_first(entry: Mapping[str, Any]) -> bool:
+    """Whether zero points are stored minus 1, by the entry of config.json, which alone tells it."""
+    return str(entry.get("checkpoint_format")).lower() != GptqV2.name
 
 
 def _n_columns(words: Lazy, bits: int, order: Lazy | None, shape: tuple[int, int] | None) -> int:

@@ -6,6 +6,7 @@ Both store matrices transposed: groups are rows, and a row of the file has one n
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,8 +40,13 @@ class QweightCodec(FolderCodec):
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         names = [name for name in specs if name.endswith(".qweight")]
-        words = self._words(specs, names[0].removesuffix(".qweight")) if names else None
-        return None if words is None else (words, names)
+        if not names or self._words(specs, names[0].removesuffix(".qweight")) is None:
+            return None
+        kinds = Counter(filter(None, (self._words(specs, name.removesuffix(".qweight")) for name in names)))
+        by_bits: dict[str, str] = {}  # the usual groups of each
+        for words, _ in kinds.most_common():
+            by_bits.setdefault(words.partition(" ")[0], words)
+        return ", ".join(by_bits.values()), names
 
     def matrices(self, stored: StoredFolder) -> tuple[dict[str, QuantizedMatrix], set[str]]:
         form = stored.entry.get(self.form_key)

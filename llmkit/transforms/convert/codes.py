@@ -58,18 +58,17 @@ def reencoded(
         RequirementError: matrices that the layout cannot hold (without `requantize`).
     """
     floats = spelled_for(floats, codec)
-    weights = {name: lazy for name, lazy in floats.tensors.items() if is_dequantized(lazy) and len(lazy.shape) == 2}
+    weights = weights_from_codes(floats)
     slots, grids = floats.model.tensors() if floats.model is not None else {}, grids or {}
     unchanged: dict[str, QuantizedMatrix] = {}
     refused: dict[str, tuple[Lazy, str]] = {}
     widened = []
-    for name, lazy in weights.items():
+    for name, rows in weights.items():
         slot = slots.get(name)
-        rows = transpose(lazy) if slot is not None and slot.is_transposed else lazy
         matrix = matrix_of(rows)
         matrix = with_positive_scales(matrix) if matrix is not None else None
         is_layer = name.endswith(".weight") and (slot is None or slot.kind in ("linear", "head"))
-        why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(lazy)} is no grid"
+        why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(rows)} is no grid"
         if is_layer and matrix is not None and why is None:
             unchanged[name] = matrix
         elif is_layer and (slot is None or slot.kind == "linear" or name in grids):
@@ -93,6 +92,16 @@ def reencoded(
         notes.append(f"rounded again: {counted(len(rounded), 'layer')}, to {kinds} ({listing(list(rounded), 2)})")
     matrices = unchanged | rounded
     return encoded_checkpoint(floats.derive(notes=notes), codec, matrices, layers_of(floats, list(matrices), codec))
+
+
+def weights_from_codes(floats: Checkpoint) -> dict[str, Lazy]:
+    """The matrices [out, in] of floats that come from codes, by name; stacks of experts are none."""
+    slots = floats.model.tensors() if floats.model is not None else {}
+    return {
+        name: transpose(lazy) if name in slots and slots[name].is_transposed else lazy
+        for name, lazy in floats.tensors.items()
+        if len(lazy.shape) == 2 and is_dequantized(lazy)
+    }
 
 
 def _rounded(

@@ -11,7 +11,7 @@ from llmkit.errors import RequirementError, counted, listing
 from llmkit.quantization.codec import FolderCodec, FolderReader, config_entry
 from llmkit.quantization.matrix import dequantized_from, is_dequantized, matrix_of
 from llmkit.quantization.signs import with_positive_scales
-from llmkit.transforms.convert.codes import reencoded
+from llmkit.transforms.convert.codes import reencoded, weights_from_codes
 
 
 def require_quantized(base: Checkpoint) -> FolderReader:
@@ -63,9 +63,12 @@ def with_stored(
             hint=remedy,
         )
     codec = reader.as_described(config_entry(base.config) or {})
-    matrices = {name: matrix_of(floats.tensors[name]) for name in restored}
+    rows = weights_from_codes(floats)
     held = {
-        name: matrix for name, matrix in matrices.items() if matrix and not codec.refuses(with_positive_scales(matrix))
+        name: matrix
+        for name, lazy in rows.items()
+        if (matrix := matrix_of(lazy)) and not codec.refuses(with_positive_scales(matrix))
+        if codec.takes_conv1d or lazy is floats.tensors[name]
     }
     lost = [name for name in restored if name not in held]
     if lost:
