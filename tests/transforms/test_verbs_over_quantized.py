@@ -17,8 +17,9 @@ from llmkit.cli.app import main
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import RequirementError
 from llmkit.quantization.recognition import find_quantization
+from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
-from llmkit.transforms import lora
+from llmkit.transforms import lora, vocab
 from llmkit.transforms.quantize import quantize
 from tests.cli.conftest import write_model
 from tests.transforms.test_convert_codes import write_adapter
@@ -156,3 +157,19 @@ def test_words_for_several_bits_and_for_floats():
     packed = {"a.weight_packed": TensorSpec(DType.U8, (32, 32)), "a.weight_scale": TensorSpec(DType.U8, (32, 2))}
     entry = {"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp", "group_size": 32}
     assert str(find_quantization(packed, {"quantization_config": entry})).startswith("float4")
+
+
+def test_a_vocabulary_without_float_rows_is_refused_with_a_way(world, tmp_path):
+    """ChatGLM's int8 embedding; and sizes that only the language part of a model's config has."""
+    (tmp_path / "text.txt").write_text("w1 w2 quokka\n")
+    ckpt = llmkit.open_checkpoint(world / "float")
+    rows = ckpt.tensors["model.embed_tokens.weight"]
+    whole = Apply("int8", [rows], TensorSpec(DType.I8, rows.shape), lambda x: x.to(torch.int8)).output()
+    tensors = {**ckpt.tensors, "model.embed_tokens.weight": whole}
+    with pytest.raises(RequirementError, match=r"embed_tokens\.weight is I8: rows cannot be added") as caught:
+        vocab.extend(ckpt.derive(tensors=tensors), tmp_path / "text.txt")
+    assert "float model first" in caught.value.hint
+    config = {"model_type": "llava", "text_config": dict(ckpt.config)}
+    with pytest.raises(RequirementError, match=r"no embedding found.*none of vocab_size") as caught:
+        vocab.extend(ckpt.derive(config=config), tmp_path / "text.txt")
+    assert "language model alone" in caught.value.hint

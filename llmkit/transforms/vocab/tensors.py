@@ -11,6 +11,10 @@ from llmkit.transforms.vocab.config_ids import SIZE_KEYS
 _TABLE = "beside.table.weight"
 
 
+_NO_ROWS = "rows cannot be added to it"
+_FIRST = "change the vocabulary of the float model first, then `llmkit quantize` it"
+
+
 @dataclass(frozen=True)
 class VocabularyTensors:
     """The tensors whose rows are tokens.
@@ -47,22 +51,24 @@ def vocabulary_tensors(ckpt: Checkpoint) -> VocabularyTensors:
             stem = name.removesuffix(".weight")
             packed = [n for n in ckpt.tensors if n.startswith(stem + ".") and n not in wanted]
             if name not in ckpt.tensors and packed:
-                raise RequirementError(
-                    f"{name} is quantized ({listing(packed, 2)}): rows cannot be added to it",
-                    hint="change the vocabulary of the float model first, then `llmkit quantize` it",
-                )
+                raise RequirementError(f"{name} is quantized ({listing(packed, 2)}): {_NO_ROWS}", hint=_FIRST)
     else:
         names = _by_size(ckpt)
         note = f"no plugin describes this model; tensors with one row a token were found by size: {listing(names)}"
     if not names:
-        raise RequirementError(f"{ckpt.label}: no embedding found, so its vocabulary cannot be changed")
+        raise RequirementError(
+            f"{ckpt.label}: no embedding found, so its vocabulary cannot be changed: config.json has none of "
+            f"{', '.join(SIZE_KEYS)} beside the sizes of the layers",
+            hint="of a model with images or sounds take the language model alone, as it was published",
+        )
     rows = {ckpt.tensors[n].spec.n_rows for n in names}
     if len(rows) > 1:
         specs = ", ".join(f"{n} {ckpt.tensors[n].spec}" for n in names)
         raise SpecError(f"{ckpt.label}: embedding and head have different numbers of rows: {specs}")
     bad = [n for n in (*names, *tables) if not ckpt.tensors[n].dtype.is_float]
     if bad:
-        raise RequirementError(f"{listing(bad)}: not a float tensor, rows cannot be made for it")
+        kinds = listing(list(dict.fromkeys(ckpt.tensors[n].dtype.name for n in bad)))
+        raise RequirementError(f"{listing(bad)} {'is' if len(bad) == 1 else 'are'} {kinds}: {_NO_ROWS}", hint=_FIRST)
     is_tied = sum(len(ckpt.tensors[n].shape) == 2 for n in names) == 1
     return VocabularyTensors(names, rows.pop(), is_tied, note, tables)
 
