@@ -63,6 +63,7 @@ def product_in_pieces(
     Raises:
         Stopped: the run was stopped.
     """
+    raise_if_stopped()  # of a small product, too: a block that sees many samples is many of them
     rows = x.reshape(-1, x.shape[-1])
     n_rows = max(flop // max(2 * weight.numel(), 1), 1)
     if len(rows) <= n_rows or torch.is_grad_enabled():

@@ -82,6 +82,12 @@ def test_products_in_pieces_are_those_of_torch(random, flop):
             products.inverse_of_lower(lower, flop=flop)
 
 
+def test_a_small_product_ends_a_stopped_run_too(random):
+    x, weight = torch.randn(2, 3, 4, generator=random), torch.randn(5, 4, generator=random)
+    with stoppable(After(0)), pytest.raises(Stopped):
+        products.product_in_pieces(x, weight, None)
+
+
 def test_threads_of_a_pool_are_stopped_with_the_run_and_by_an_error(monkeypatch):
     monkeypatch.setattr(pool, "n_cores", lambda: 2)
     with stoppable(lambda: True), pytest.raises(Stopped):
