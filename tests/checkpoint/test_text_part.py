@@ -53,6 +53,8 @@ def written(folder, family):
         pytest.skip(f"transformers {transformers.__version__} has no {PLUGINS[family].matches[0]}")
     text = PLUGINS[family].tiny_config()
     text.pop("architectures")
+    if family == "granite":  # transformers 4 ties as the text's config says, 5 as the whole one
+        text["tie_word_embeddings"] = False
     images = {"model_type": KINDS_OF_IMAGES.get(model_type, "siglip_vision_model"), **IMAGES}
     if model_type == "gemma4":
         images |= {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
