@@ -20,20 +20,20 @@ class Statistics:
         n_tokens: how many rows of x were seen, or what else the sums are to be divided by for the mean.
         second_moments: the sum of x x^T, float32 or float64 [in, in].
         cross_moments: the sum of (f - x) x^T, f being what the model in floats has in the place of x; as these.
-        cross_products: the sum of W (f - x) x^T, W being the weight of the layer, float32 [out, in]; measured in place
-            of the cross moments where they are fewer numbers.
         squares: the diagonal of the second moments, the sum of x^2, float32 or float64 [in].
         maxima: the largest |x|, float32 [in].
         inputs: x itself, [tokens, in].
+        cross_products: the sum of W (f - x) x^T, W being the weight of the layer, float32 [out, in]; measured in place
+            of the cross moments where they are fewer numbers.
     """
 
     n_tokens: float
     second_moments: torch.Tensor | None = None
     cross_moments: torch.Tensor | None = None
-    cross_products: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     maxima: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
+    cross_products: torch.Tensor | None = None
 
     def require_finite(self) -> None:
         """Refuse sums of inputs that were no numbers, and sums of squares that no inputs have.

@@ -84,6 +84,6 @@ def test_gguf_and_prompts_come_from_the_architecture():
     reason = "rope_scaling is 'dynamic', here 'none'"  # what a file would be read back as
     assert abilities(some)["GGUF"] == Ability("`llama`, not dynamic", (reason,))
     nemotron = replace(PLUGINS["nemotron"], variants={"tied": PLUGINS["nemotron"].variants["tied"]})
-    assert abilities(nemotron)["GGUF"] == Ability("`nemotron`, not tied", ("its head is tied to the embedding",))
+    assert abilities(nemotron)["GGUF"] == Ability("`nemotron`", ())
     assert prompts(llama) == "template"
     assert prompts(replace(llama, prompt=FORMATS["vicuna"])) == "vicuna"
