@@ -15,7 +15,8 @@ from llmkit.checkpoint.templates import with_named_templates
 from llmkit.errors import InputError, LlmkitError, in_a_line, listing
 from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
-from llmkit.tokenization.checked import read_tokenizer_json, require_bounded, template_text, without_panic
+from llmkit.tokenization.checked import read_tokenizer_json, require_bounded, template_text
+from llmkit.tokenization.panics import PanicError, without_panic
 from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 
@@ -49,13 +50,13 @@ def load_tokenizer(ckpt: Checkpoint) -> Any:
             return tokenizer
     is_plain_folder = ckpt.origin is not None and ckpt.origin.is_dir() and ckpt.layout == "hf"
     if ckpt.origin is not None and is_plain_folder and "20B_tokenizer.json" not in files:
-        return _from_folder(ckpt.origin, ckpt.label, settings)
+        return _tried(_from_folder(ckpt.origin, ckpt.label, settings), ckpt.label)
     with TemporaryDirectory(prefix="llmkit-tokenizer-") as folder:
         for name, content in files.items():
             plain = "tokenizer.json" if name in _PLAIN_NAMES and "tokenizer.json" not in files else name
             (Path(folder) / plain).write_bytes(content.read())
         (Path(folder) / "config.json").write_text(json.dumps(dict(ckpt.config)), encoding="utf-8")
-        return _from_folder(Path(folder), ckpt.label, settings)
+        return _tried(_from_folder(Path(folder), ckpt.label, settings), ckpt.label)
 
 
 def has_tokenizer(ckpt: Checkpoint) -> bool:
@@ -155,6 +156,19 @@ def _fast(fast_class: Any, folder: Path, label: str) -> Any:
             return fast_class.from_pretrained(str(folder))
     except Exception as error:
         raise _unreadable(error, label) from error
+
+
+def _tried(tokenizer: Any, label: str) -> Any:
+    """A tokenizer that gets through a text: a step with impossible settings panics at any, not when it is read."""
+    try:
+        with without_panic():
+            tokenizer.decode(tokenizer.encode("a b"))
+    except PanicError as error:
+        raise _unreadable(error, label) from error
+    except Exception as error:
+        if type(error) is not Exception:  # which the library raises where a text has what a vocabulary lacks
+            raise
+    return tokenizer
 
 
 def _unreadable(error: Exception, label: str) -> InputError:

@@ -11,6 +11,7 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
 from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
+from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Lazy, reads_below
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -128,6 +129,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
     weight_map = _weight_map(index)
+    if not weight_map:
+        raise _empty(folder, index)
     files = dict.fromkeys(weight_map.values())
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
@@ -146,7 +149,34 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
     stray = [f"{t} ({f})" for f, present in shards.items() for t in present if t not in weight_map]
     if stray:
         raise InputError(f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")
+    _refuse_other_copies(index, weight_map, shards)
     return tensors
+
+
+def _refuse_other_copies(index: Path, weight_map: Mapping[str, str], shards: Mapping[str, dict[str, Lazy]]) -> None:
+    """Refuse a tensor with other values in a later shard, which transformers takes whatever the index says."""
+    for file in sorted(shards):
+        for name, lazy in shards[file].items():
+            named = weight_map[name]
+            if file > named and not are_equal(shards[named][name], lazy):
+                raise InputError(
+                    f"{index}: tensor {name!r} is in {named}, as the index says, and with other values in {file}",
+                    hint="download both files again: one of them is of another model",
+                )
+
+
+def _empty(folder: Path, index: Path) -> InputError:
+    """The error for an index that names no tensor; the files beside it may hold them."""
+    others = _loose(folder)
+    try:
+        refuse_gaps(folder, others)
+        n = len(_joined(folder, others))
+    except InputError:
+        n = 0
+    message = f"{index}: its weight_map names no tensor"
+    if n:
+        return _stale(index, f"{message}; {listing(p.name for p in others)} hold {n}")
+    return InputError(message, hint="download the index and the files that it names again")
 
 
 def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: list[str]) -> InputError:

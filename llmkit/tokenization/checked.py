@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmkit.errors import InputError
@@ -50,17 +49,6 @@ def read_tokenizer_json(name: str, data: bytes, where: str) -> dict[str, Any]:
 def is_id(value: Any) -> bool:
     """Whether a value can be the id of a token."""
     return type(value) is int and 0 <= value < MOST_IDS
-
-
-@contextmanager
-def without_panic() -> Iterator[None]:
-    """The tokenizers library panics at some files, which Python sees as a BaseException: made a RuntimeError."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":
-            raise RuntimeError(str(error)) from error
-        raise
 
 
 def _expect(is_right: bool, where: str, what: str, value: Any, expected: str) -> None:

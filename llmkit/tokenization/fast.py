@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from llmkit.errors import InputError
-from llmkit.tokenization.checked import read_tokenizer_json, without_panic
+from llmkit.tokenization.checked import read_tokenizer_json
+from llmkit.tokenization.panics import without_panic
 
 Pair = tuple[str, str]
 

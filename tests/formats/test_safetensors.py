@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -157,6 +158,35 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
     path.write_text('{"weight_map": [1]}')
     with pytest.raises(InputError, match="no usable weight_map"):
         read_folder(tmp_path)
+
+
+def test_an_index_that_names_no_tensor_comes_with_a_way_out(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(InputError, match=r"index\.json: its weight_map names no tensor") as alone:
+        read_folder(tmp_path)
+    assert "download the index" in alone.value.hint
+    for i in (1, 2):
+        save_file({f"w{i}": torch.ones(2)}, tmp_path / f"model-0000{i}-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"model-00001-of-00002\.safetensors, model-00002.* hold 2") as error:
+        read_folder(tmp_path)
+    subprocess.run(error.value.hint.partition(";")[0], shell=True, check=True)
+    assert set(read_folder(tmp_path)) == {"w1", "w2"}
+
+
+@pytest.mark.parametrize(("first", "second", "named"), [(1, 2, 1), (1, 1, 1), (1, 2, 2)])
+def test_a_tensor_in_two_shards_is_what_transformers_takes_or_refused(tmp_path, first, second, named):
+    for i, value in ((1, first), (2, second)):
+        tensors = {"w": torch.full((2,), float(value)), f"only{i}": torch.ones(1)}
+        save_file(tensors, tmp_path / f"model-0000{i}-of-00002.safetensors")
+    shards = {"w": named, "only1": 1, "only2": 2}
+    index = {"weight_map": {name: f"model-0000{i}-of-00002.safetensors" for name, i in shards.items()}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    if named == 1 and first != second:  # transformers reads the files in order, and a later one's tensors win
+        with pytest.raises(InputError, match=r"'w' is in model-00001.* and with other values in model-00002"):
+            read_folder(tmp_path)
+    else:
+        assert read_folder(tmp_path)["w"].load().tolist() == [float(second)] * 2
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path):

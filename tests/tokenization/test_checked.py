@@ -122,7 +122,7 @@ def test_what_is_no_json_object():
             read_tokenizer_json("vocab.json", data, "m: vocab.json")
 
 
-def test_a_panic_of_the_library_is_an_error_of_the_file(documents):
+def test_a_panic_of_the_library_is_an_error_of_the_file(documents, capfd):
     broken = copy.deepcopy(documents["byte level"])
     broken["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
     files = {"tokenizer.json": FileContent(data=json.dumps(broken).encode())}
@@ -130,6 +130,24 @@ def test_a_panic_of_the_library_is_an_error_of_the_file(documents):
         load_tokenizer(Checkpoint("m", {}, {}, files))
     with pytest.raises(InputError, match="cannot be read by the tokenizers library"):
         read_tokenizer("m", files).encoder()
+    assert capfd.readouterr().err == ""  # what Rust says of it
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "chunk size must be non-zero"),
+        ({"decoder": {"type": "Strip", "content": "a", "start": 9, "stop": 9}}, "out of bounds"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}}, "out of bounds"),
+    ],
+)
+def test_a_step_that_panics_at_any_text_is_an_error_of_the_file(documents, capfd, step, says):
+    plain = dict.fromkeys(("padding", "post_processor", "pre_tokenizer"))
+    document = documents["byte level"] | plain | step
+    files = {"tokenizer.json": FileContent(data=json.dumps(document).encode())}
+    with pytest.raises(InputError, match=f"m: transformers cannot read its tokenizer .*{says}"):
+        load_tokenizer(Checkpoint("m", {}, {}, files))
+    assert capfd.readouterr().err == ""
 
 
 def test_truncated_models_and_ranks(documents):
