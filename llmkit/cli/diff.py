@@ -32,7 +32,7 @@ def diff(
     Says first whether the architectures differ; shows what was added, removed and reshaped, with layers folded, then
     the largest absolute difference, the relative L2 distance and the cosine of each tensor. Quantized models are
     compared by the floats they stand for. Exit code 1 when names, shapes or values beyond --tol differ; other dtypes,
-    config keys and files are shown and do not count.
+    config keys, files and buffers that the model does without are shown and do not count.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.inspection.comparison import compare
@@ -62,7 +62,7 @@ def _render(out: Output, d: Mapping[str, Any], top: int) -> None:
         out.line("quantized weights are compared by the floats they stand for\n")
     if d["architectures"]:
         out.line(f"the architectures differ: {' → '.join(d['architectures'])}\n")
-    for word in ("removed", "added"):
+    for word in ("removed", "added", "unneeded"):
         for line in fold_lines((name, "") for name in d[word]):
             out.line(f"{word:<9} {line}")
     for line in fold_lines(

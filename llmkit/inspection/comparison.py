@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized
+from llmkit.errors import LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import default_workers
 from llmkit.pipeline.progress import NO_PROGRESS, Progress
@@ -57,6 +59,7 @@ class Comparison:
         architectures: what A and B say that they are, where that differs; else empty.
         removed: names only in A.
         added: names only in B.
+        unneeded: names on one side only of buffers that the family's model does without; they do not count.
         reshaped: name -> (shape in A, shape in B).
         retyped: name -> (dtype in A, dtype in B), values compared all the same.
         differences: of the tensors in both, worst first.
@@ -68,6 +71,7 @@ class Comparison:
     architectures: tuple[str, ...]
     removed: tuple[str, ...]
     added: tuple[str, ...]
+    unneeded: tuple[str, ...]
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     retyped: Mapping[str, tuple[str, str]]
     differences: tuple[Difference, ...]
@@ -100,10 +104,13 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = NO_PROGRESS) -
     }
     comparable = [n for n in shared if n not in reshaped]
     differences = _differences(comparable, left, right, progress)
+    removed, added = ([n for n in x.tensors if n not in y.tensors] for x, y in ((left, right), (right, left)))
+    unneeded = {*_unneeded(left, removed), *_unneeded(right, added)}
     return Comparison(
         architectures=_architectures(a, b),
-        removed=tuple(n for n in left.tensors if n not in right.tensors),
-        added=tuple(n for n in right.tensors if n not in left.tensors),
+        removed=tuple(n for n in removed if n not in unneeded),
+        added=tuple(n for n in added if n not in unneeded),
+        unneeded=tuple(n for n in (*removed, *added) if n in unneeded),
         reshaped=reshaped,
         retyped={d.name: (d.dtype_a, d.dtype_b) for d in differences if d.dtype_a != d.dtype_b},
         differences=tuple(sorted(differences, key=lambda d: d.severity, reverse=True)),
@@ -126,6 +133,14 @@ def _restored_like(other: Checkpoint, ckpt: Checkpoint, floats: Checkpoint, *, b
     return floats.derive(
         tensors={name: views[wanted[name]][name] if name in wanted else t for name, t in floats.tensors.items()}
     )
+
+
+def _unneeded(ckpt: Checkpoint, names: list[str]) -> list[str]:
+    """Those that its family ignores; none where the config is not that of a model."""
+    with suppress(LlmkitError):
+        model = ckpt.model if names else None
+        return [] if model is None else [name for name in names if model.table.is_ignored(name)]
+    return []
 
 
 def _architectures(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:

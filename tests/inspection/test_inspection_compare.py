@@ -12,6 +12,11 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.formats import safetensors
 from llmkit.inspection.comparison import compare
 
+LLAMA = {
+    "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "vocab_size": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 8,
+}  # fmt: skip
+
 
 def checkpoint(folder, name, tensors, **config):
     path = folder / f"{name}.safetensors"
@@ -115,3 +120,16 @@ def test_architectures_that_differ_are_said(tmp_path):
     )
     assert compare(llama, gpt2).architectures == ("LlamaForCausalLM", "GPT2LMHeadModel")
     assert compare(llama, llama).architectures == ()
+
+
+def test_a_buffer_that_the_model_does_without_is_no_difference(tmp_path):
+    """Old files of LLaMA store the tables of rotary positions; without a family's word a name counts."""
+    w, name = {"w": torch.ones(2)}, "model.layers.0.self_attn.rotary_emb.inv_freq"
+    for config, is_same in (({"model_type": "llama"}, False), (LLAMA, True), ({}, False)):
+        a = checkpoint(tmp_path, "a", w | {name: torch.ones(2)}, **config)
+        b = checkpoint(tmp_path, "b", w, **config)
+        for found, side in ((compare(a, b), "removed"), (compare(b, a), "added")):
+            assert found.is_same(0) == is_same
+            assert found.unneeded == ((name,) if is_same else ())
+            assert getattr(found, side) == (() if is_same else (name,))
+    assert not compare(a.derive(tensors={**a.tensors, "v": a.tensors["w"]}), b).is_same(0)

@@ -16,7 +16,10 @@ from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.cli.app import main
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import RequirementError
+from llmkit.quantization.matrix import matrix_of
+from llmkit.quantization.packing import pack_words
 from llmkit.quantization.recognition import find_quantization
+from llmkit.quantization.words import words_of
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms import lora, vocab
@@ -173,3 +176,67 @@ def test_a_vocabulary_without_float_rows_is_refused_with_a_way(world, tmp_path):
     with pytest.raises(RequirementError, match=r"no embedding found.*none of vocab_size") as caught:
         vocab.extend(ckpt.derive(config=config), tmp_path / "text.txt")
     assert "language model alone" in caught.value.hint
+
+
+def merged_into(base, world, out):
+    """The base with the adapter in it, from disk."""
+    llmkit.save(lora.merge(base, [lora.open_adapter(world / "adapter")], requantize=True), out)
+    return llmkit.open_checkpoint(out)
+
+
+FP8_TOKENS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [("float-quantized", FP8_TOKENS), ("float-quantized", None), ("pack-quantized", FP8_TOKENS)],
+)
+def test_a_merge_says_of_inputs_what_its_base_says(world, tmp_path, name, inputs):
+    """FP8_DYNAMIC of llm-compressor, float8 weights alone, and W4AFP8: vLLM rounds inputs by what is said."""
+    base = llmkit.open_checkpoint(world / name)
+    entry = json.loads(json.dumps(base.config["quantization_config"]))
+    for group in entry["config_groups"].values():
+        group["input_activations"] = inputs
+    base = base.derive(config={**base.config, "quantization_config": entry})
+    found = merged_into(base, world, tmp_path / "out").config["quantization_config"]
+    assert [group["input_activations"] for group in found["config_groups"].values()] == [inputs]
+    assert found == entry
+
+
+@pytest.mark.parametrize("name", ["nf4", "nested", "gptq"])
+def test_what_is_rounded_again_keeps_the_dtypes_that_are_stored(world, tmp_path, name):
+    """Not those of config.json, which says how the whole model is loaded."""
+    base = llmkit.open_checkpoint(world / name)
+    base = base.derive(config={**base.config, "torch_dtype": "bfloat16"})
+    merged = merged_into(base, world, tmp_path / "out")
+    assert {n: lazy.spec for n, lazy in merged.tensors.items()} == {n: lazy.spec for n, lazy in base.tensors.items()}
+    states = [n for n in base.tensors if "quant_state" in n]
+    assert bool(states) == (name != "gptq")
+    for n in states:
+        before, after = (json.loads(bytes(x.tensors[n].load().tolist())) for x in (base, merged))
+        assert before.pop("nested_offset", 0) == after.pop("nested_offset", 0) or n.startswith(TOUCHED)
+        assert after == before
+
+
+def test_a_form_that_is_not_written_is_said(world, tmp_path):
+    """AWQ's GEMV becomes GEMM where an adapter changes it."""
+    base = llmkit.open_checkpoint(world / "awq")
+    tensors = {n: lazy.load() for n, lazy in base.tensors.items()}
+    for name, lazy in dequantized(base).tensors.items():
+        if (matrix := matrix_of(lazy)) is None:
+            continue
+        n_out, stem = matrix.shape[0], name.removesuffix("weight")
+        scales, zeros = torch.zeros(n_out, 32, dtype=torch.float16), torch.zeros(n_out, 32, dtype=torch.uint8)
+        scales[:, : matrix.n_groups], zeros[:, : matrix.n_groups] = matrix.scales.load(), matrix.zeros.load()
+        tensors[f"{stem}qweight"], tensors[f"{stem}scales"] = words_of(matrix).load(), scales
+        tensors[f"{stem}qzeros"] = pack_words(zeros, 4)
+    (tmp_path / "gemv").mkdir()
+    save_file(tensors, tmp_path / "gemv" / "model.safetensors")
+    entry = {**base.config["quantization_config"], "version": "gemv"}
+    (tmp_path / "gemv" / "config.json").write_text(json.dumps({**base.config, "quantization_config": entry}))
+    before = weights(world / "awq")
+    assert all(torch.equal(w, before[n]) for n, w in weights(tmp_path / "gemv").items())
+    adapter = lora.open_adapter(world / "adapter")
+    said = lora.merge(llmkit.open_checkpoint(tmp_path / "gemv"), [adapter], requantize=True).notes
+    assert "stored as int4 group 32, awq; the base is int4 (gemv), awq" in said
+    assert not any("the base is" in note for note in lora.merge(base, [adapter], requantize=True).notes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.matrix import Grid
+from llmkit.quantization.points import FP8
 
 PACKED, FLOAT, INTEGER = "pack-quantized", "float-quantized", "int-quantized"
 _TOKEN_BY_TOKEN = {"strategy": "token", "dynamic": True, "observer": None}
@@ -66,6 +68,18 @@ def grid_of(weights: Mapping[str, Any]) -> Grid:
     if strategy == "group" and (group_size is None or group_size < 1):
         raise SpecError(f"compressed-tensors weights of strategy 'group' with group_size {group_size!r}")
     return Grid(bits, group_size if strategy == "group" else None, bool(weights.get("symmetric", True)))
+
+
+def dynamic_inputs(entry: Mapping[str, Any]) -> dict[Grid, Any]:
+    """How inputs are rounded as they come, by the grid of the weights; None where they stay floats."""
+    found: dict[Grid, Any] = {}
+    for group in groups_of(entry):
+        weights, inputs = group.get("weights"), group.get("input_activations")
+        if isinstance(weights, Mapping) and (not inputs or (isinstance(inputs, Mapping) and inputs.get("dynamic"))):
+            is_float8 = (weights.get("type"), weights.get("num_bits")) == ("float", FP8.bits)
+            with suppress(RequirementError, SpecError):  # a group that no stored matrix belongs to
+                found[Grid(FP8.bits, points=FP8) if is_float8 else grid_of(weights)] = inputs or None
+    return found
 
 
 def groups_of(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -41,6 +41,7 @@ from llmkit.quantization.codecs.compressed_groups import (
     FLOAT,
     INTEGER,
     PACKED,
+    dynamic_inputs,
     grid_of,
     group_entry,
     group_of,
@@ -75,6 +76,9 @@ class CompressedTensors(FolderCodec):
     mixes_zeros = False  # transformers 5 with compressed-tensors 0.20
     _rounds_inputs = False
 
+    def __init__(self, inputs: Mapping[Grid, Any] | None = None) -> None:
+        self._inputs = inputs or {}  # as a config says it, where it is not what goes with a grid
+
     def with_activations(self, kind: str) -> FolderCodec:
         if kind != "int8":
             raise InputError(f"--activations {kind}: expected int8", hint="--activations int8")
@@ -83,7 +87,7 @@ class CompressedTensors(FolderCodec):
     def as_described(self, entry: Mapping[str, Any]) -> FolderCodec:
         inputs = [group.get("input_activations") for group in groups_of(entry)]
         are_int8 = all(isinstance(x, Mapping) and (x.get("type"), x.get("num_bits")) == ("int", 8) for x in inputs)
-        return _Int8Inputs() if inputs and are_int8 else self
+        return _Int8Inputs() if inputs and are_int8 else CompressedTensors(dynamic_inputs(entry))
 
     def write(self, matrix: QuantizedMatrix) -> dict[str, Lazy]:
         n_out, bits = matrix.shape[0], matrix.bits
@@ -230,6 +234,8 @@ class CompressedTensors(FolderCodec):
         # points of another shape than it writes. 4.57 loads zero points with compressed-tensors 0.14 to 0.17. What
         # decompresses while loading reads all matrices by the first group, so several grids stay packed.
         groups = [group_entry(g, has_order=has_order, rounds_inputs=self._rounds_inputs) for g, has_order in ranked]
+        for group, (grid, _) in zip(groups, ranked, strict=True):
+            group["input_activations"] = self._inputs.get(grid, group["input_activations"])
         is_mixed = len({group["format"] for group in groups}) > 1
         return {
             "quant_method": self.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.quantized import dequantized, model_dtype
@@ -45,21 +46,22 @@ def to_codec(codec: FolderCodec) -> Callable[..., Checkpoint]:
 
 
 def reencoded(
-    floats: Checkpoint, codec: FolderCodec, *, requantize: bool, grids: Mapping[str, Grid] | None = None
+    floats: Checkpoint, codec: FolderCodec, *, requantize: bool, stored: Mapping[str, QuantizedMatrix] | None = None
 ) -> Checkpoint:
     """Floats that come from codes, in the layout of `codec`.
 
     Args:
         floats: of `dequantized`, or computed from those.
         requantize: what is no matrix that the layout holds may be rounded to one.
-        grids: for that, of some weights by name; else the grid most like those that are there.
+        stored: for that, what some weights were before, by name: their grid and dtypes are taken. Others get the grid
+            most like those that are there.
 
     Raises:
         RequirementError: matrices that the layout cannot hold (without `requantize`).
     """
     floats = spelled_for(floats, codec)
     weights = weights_from_codes(floats)
-    slots, grids = floats.model.tensors() if floats.model is not None else {}, grids or {}
+    slots, stored = floats.model.tensors() if floats.model is not None else {}, stored or {}
     unchanged: dict[str, QuantizedMatrix] = {}
     refused: dict[str, tuple[Lazy, str]] = {}
     widened = []
@@ -71,7 +73,7 @@ def reencoded(
         why = codec.refuses(matrix) if matrix is not None else f"{dequantized_from(rows)} is no grid"
         if is_layer and matrix is not None and why is None:
             unchanged[name] = matrix
-        elif is_layer and (slot is None or slot.kind == "linear" or name in grids):
+        elif is_layer and (slot is None or slot.kind == "linear" or name in stored):
             refused[name] = (rows, str(why))
         else:
             widened.append(name)
@@ -86,7 +88,7 @@ def reencoded(
             f"({listing(list(refused), 2)}): {listing(list(reasons), 2)}",
             hint="--requantize rounds them; --to dense --dtype float32 writes floats, which loses nothing",
         )
-    rounded = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, unchanged, grids)
+    rounded = _rounded(floats, codec, {name: rows for name, (rows, _) in refused.items()}, unchanged, stored)
     if rounded:
         kinds = listing(list(dict.fromkeys(str(matrix.grid) for matrix in rounded.values())), 3)
         notes.append(f"rounded again: {counted(len(rounded), 'layer')}, to {kinds} ({listing(list(rounded), 2)})")
@@ -109,18 +111,18 @@ def _rounded(
     codec: FolderCodec,
     weights: Mapping[str, Lazy],
     unchanged: Mapping[str, QuantizedMatrix],
-    grids: Mapping[str, Grid],
+    stored: Mapping[str, QuantizedMatrix],
 ) -> dict[str, QuantizedMatrix]:
-    """Weights [out, in] on their grids, or on one of the layout that is like the most frequent one."""
-    loose = {name: lazy for name, lazy in weights.items() if name not in grids}
-    chosen = {name: grids[name] for name in weights if name in grids}
+    """Weights [out, in] as they were stored, or on a grid of the layout that is like the most frequent one."""
+    loose = {name: lazy for name, lazy in weights.items() if name not in stored}
+    chosen = {name: stored[name].grid for name in weights if name in stored}
     if loose:
-        before = [matrix_of(lazy) for lazy in loose.values()]
-        usual = Counter(m.grid for m in [*before, *unchanged.values()] if m is not None).most_common(1)
+        known = [matrix_of(lazy) for lazy in loose.values()]
+        usual = Counter(m.grid for m in [*known, *unchanged.values()] if m is not None).most_common(1)
         grid = usual[0][0] if usual else Grid(codec.all_bits[-1])
         points = grid.points if grid.points in codec.points else None
-        known = codec.all_bits if points is None else (points.bits,)
-        bits = min((b for b in known if b >= grid.bits), default=known[-1])
+        all_bits = codec.all_bits if points is None else (points.bits,)
+        bits = min((b for b in all_bits if b >= grid.bits), default=all_bits[-1])
         rows, size = {name: lazy.shape[1] for name, lazy in loose.items()}, grid.group_size
         fits = size in codec.sizes_for(points) and all(map(grid.divides, rows.values()))
         group: GroupSize = size if size is not None and fits else "auto"
@@ -128,7 +130,9 @@ def _rounded(
         chosen |= dict.fromkeys(loose, choose_grid(codec, bits, group, None, rows, type)[0])
     method, matrices = method_named(_METHOD), {}
     for name, lazy in weights.items():
-        dtype = model_dtype(ckpt.config) or lazy.dtype
+        before = stored.get(name)
+        dtype = before.scales.dtype if before is not None else model_dtype(ckpt.config) or lazy.dtype
         dtype = dtype if dtype in codec.scale_dtypes else codec.scale_dtypes[0]
-        matrices[name] = quantized(Task(lazy, method, chosen[name], dtype, name))
+        matrix = quantized(Task(lazy, method, chosen[name], dtype, name))
+        matrices[name] = matrix if before is None else replace(matrix, dtype=before.dtype or matrix.dtype)
     return matrices

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
-from llmkit.checkpoint.quantized import config_files, reader_of
+from llmkit.checkpoint.quantized import config_files, describe, reader_of
 from llmkit.errors import RequirementError, counted, listing
 from llmkit.quantization.codec import FolderCodec, FolderReader, config_entry
 from llmkit.quantization.matrix import dequantized_from, is_dequantized, matrix_of
@@ -78,7 +78,10 @@ def with_stored(
             f"{codec.name} as stored, and {found}",
             hint=remedy,
         )
-    return reencoded(merged, codec, requantize=True, grids={name: matrix.grid for name, matrix in held.items()})
+    written = reencoded(merged, codec, requantize=True, stored=held)
+    before, after = describe(base), describe(written)
+    notes = [f"stored as {after}; the base is {before}"] if before != after else []
+    return replace(written, notes=(*written.notes, *notes))
 
 
 def _untouched(base: Checkpoint, merged: Checkpoint, stored: set[str], reader: FolderReader) -> Checkpoint:
