@@ -25,7 +25,7 @@ from llmkit.evaluation.prompting import probability_mass
 from llmkit.evaluation.protocol import Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
 from llmkit.evaluation.statistics import mean
-from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, require_shots, set_shots
+from llmkit.evaluation.tasks import as_errors_of, leaf_tasks, line_of_ones_own, quiet_lm_eval, require_shots, set_shots
 
 Values = dict[str, dict[str, list[Any]]]
 BOOTSTRAP_ITERS = (
@@ -84,17 +84,21 @@ def run_tasks(
     Args:
         questions: task -> the only questions that are scored; None for all within `limit`.
     """
-    for task in leaf_tasks(loaded):
-        set_shots(task, shots)
-        require_shots(task)
-    output = _evaluate(
-        lm,
-        loaded,
-        limit=None if questions else limit,
-        chat_template=chat_template,
-        bootstrap_iters=BOOTSTRAP_ITERS,
-        questions=questions,
-    )
+    tasks = list(leaf_tasks(loaded))
+    if not tasks:
+        raise InputError("nothing to score: no group that was named has a task", hint="list tasks in its definition")
+    with as_errors_of([str(task.config.task) for task in tasks]):
+        for task in tasks:
+            set_shots(task, shots)
+            require_shots(task)
+        output = _evaluate(
+            lm,
+            loaded,
+            limit=None if questions else limit,
+            chat_template=chat_template,
+            bootstrap_iters=BOOTSTRAP_ITERS,
+            questions=questions,
+        )
     results: dict[str, Any] = {}
     for name, metrics in output["results"].items():
         kept = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -139,6 +143,8 @@ def _evaluate(
                 fewshot_as_multiturn=chat_template and isinstance(lm.prompt, ChatTemplate | Turns | None),
             )
         except ValueError as error:  # lm-eval's word for tasks it may not run: unsafe code, images
+            if line_of_ones_own(error):
+                raise
             raise InputError(f"lm-eval: {error}") from error
 
 

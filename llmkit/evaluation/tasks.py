@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from sysconfig import get_paths
+from traceback import walk_tb
 from typing import Any
 
 import lm_eval.api.task
@@ -20,7 +22,16 @@ import lm_eval.utils
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
-from llmkit.errors import InputError, LlmkitError, RequirementError, counted, in_a_line, listing
+from llmkit.errors import (
+    InputError,
+    LlmkitError,
+    RequirementError,
+    counted,
+    in_a_line,
+    is_memory_error,
+    listing,
+    suggestion,
+)
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import has_answers
 from llmkit.evaluation.protocol import Documents
@@ -29,6 +40,8 @@ from llmkit.evaluation.task_index import replaced, task_manager
 
 Docs = Mapping[str, Sequence[Mapping[str, Any]]]
 _FETCHING = ("datasets", "huggingface_hub", "requests", "httpx", "urllib3", "aiohttp")
+_NO_MODULE = "Cannot import module"  # lm-eval, of a function that a definition names
+_OWN_LM = "llmkit.evaluation.lm"
 _SHOTS_SEED = 1234  # lm-eval's own
 _NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")
 
@@ -119,6 +132,7 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
         if name not in manager.all_tasks:
             _refuse_damaged(name, include)
             raise unknown_task(name, task_names(include))
+    _refuse_groups(manager, names)
     try:
         with datasets_in(data):
             if hasattr(manager, "load"):
@@ -127,13 +141,18 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
     except LlmkitError:
         raise
     except ImportError as error:
+        if error.name is None and _NO_MODULE in str(error):
+            raise InputError(
+                f"lm-eval could not load {listing(names)}: {in_a_line(error)}",
+                hint="!function NAME.FUNCTION is of NAME.py beside the definition, or of a package: add or install it",
+            ) from error
         missing = str(error.name or "").partition(".")[0]
         raise RequirementError(
             f"lm-eval's {listing(names)} needs a package that is not installed: {missing or error}",
             hint=f"pip install {missing}" if missing else "pip install 'lm-eval[TASK]', as its README says",
         ) from error
-    except Exception as error:  # see bench_task
-        cause = error
+    except (Exception, SystemExit) as error:  # see bench_task; modules of definitions run here, too
+        cause: BaseException = error
         while type(cause).__name__.startswith("DatasetGeneration") and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__
         files = [f for f in (getattr(manager.task_index.get(n), "yaml_path", None) for n in names) if f is not None]
@@ -148,7 +167,60 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
         ) from error
 
 
-def _is_network(error: Exception) -> bool:
+@contextmanager
+def as_errors_of(names: Sequence[str]) -> Iterator[None]:
+    """Run tasks whose templates, functions and metrics may be of one's own, so that their errors are the input's.
+
+    Raises:
+        InputError: naming the error, and the line where there is one; what comes out of llmkit's `LM` stays as it is.
+    """
+    try:
+        yield
+    except LlmkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = walk_tb(error.__traceback__)
+        if is_memory_error(error) or any(frame.f_globals.get("__name__") == _OWN_LM for frame, _ in frames):
+            raise
+        place = line_of_ones_own(error)
+        reason = f"{type(error).__name__}: {in_a_line(error)}{f' in {place}' if place else ''}"
+        raise InputError(
+            f"lm-eval could not score {listing(names)} ({reason})",
+            hint="correct the definition of the task, or the data that it reads",
+        ) from error
+
+
+def line_of_ones_own(error: BaseException) -> str:
+    """The last line on an error's way that is of no installed package, llmkit or Python; empty where there is none."""
+    installed = [Path(get_paths()[key]) for key in ("stdlib", "purelib", "platlib")]
+    installed += [Path(lm_eval.__file__).parents[1], Path(__file__).parents[1]]
+    lines = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+    own = [(p, line) for p, line in lines if p.is_file() and not any(map(p.is_relative_to, installed))]
+    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
+
+
+def _refuse_groups(manager: Any, names: Sequence[str], above: tuple[str, ...] = ()) -> None:
+    """Refuse a group that lists a name which nothing has, or one that it is in itself.
+
+    Raises:
+        InputError: naming the group's file and the name.
+    """
+    for name in names:
+        entry: Any = getattr(manager, "task_index", {}).get(name)
+        listed = (getattr(entry, "cfg", None) or {}).get("task")
+        members = [m for m in listed if isinstance(m, str)] if isinstance(listed, list) else []
+        for member in members:
+            if member not in manager.all_tasks:
+                raise InputError(
+                    f"{entry.yaml_path}: the group {name} has {member!r}, which is no task",
+                    hint=suggestion(member, manager.all_tasks, "correct the name, or add the task's definition"),
+                )
+            if member in (*above, name):
+                raise InputError(f"{entry.yaml_path}: the group {name} has {member}, which it is in itself")
+        _refuse_groups(manager, members, (*above, name))
+
+
+def _is_network(error: BaseException) -> bool:
     """Whether an error is that of a library that fetches, or of the connection itself."""
     source = type(error).__module__.partition(".")[0]
     return isinstance(error, ConnectionError | TimeoutError) or source in _FETCHING

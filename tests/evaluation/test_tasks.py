@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from pathlib import Path
 
 import lm_eval.tasks
 import pytest
 from lm_eval.api.task import ConfigurableTask
 
+from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
 from llmkit.evaluation.benches import load_bench
 from llmkit.evaluation.csv_data import find_data
+from llmkit.evaluation.execution import run_tasks
+from llmkit.evaluation.runner import make_lm
 from llmkit.evaluation.tasks import bench_task, load_lm_eval_tasks, quiet_lm_eval, set_shots
 
 MMLU = {
@@ -283,3 +287,74 @@ def test_a_definition_of_ones_own_that_fails_is_named(tmp_path, old, new, data, 
     said = f"{caught.value} {caught.value.hint}"
     assert [word for word in words if word not in said] == []
     assert "network" not in said
+
+
+FUNCTION = "import sys\ndef text(doc):\n    return doc['q'] if doc['a'] == 0 else {}\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("1 / 0", ["ZeroDivisionError: division by zero", "utils.py, line 3"]),
+        ("doc['absent']", ["KeyError: 'absent'", "utils.py, line 3"]),
+        ("sys.exit(0)", ["SystemExit: 0", "utils.py, line 3"]),
+        ("int('x')", ["ValueError: invalid literal", "utils.py, line 3"]),
+    ],
+)
+def test_a_function_of_ones_own_that_fails_at_a_question_is_named(tmp_path, tiny_llama, body, words):
+    rows = [{"q": "x", "a": 0}, {"q": "y", "a": 1}]  # lm-eval itself tries the first
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "utils.py").write_text(FUNCTION.format(body))
+    text = DEFINITION.format(data=tmp_path / "data.jsonl").replace('"{{q}}"', "!function utils.text")
+    (tmp_path / "mine.yaml").write_text(text)
+    loaded = load_lm_eval_tasks(["my_own_task"], None, tmp_path)
+    with pytest.raises(InputError, match="lm-eval could not score my_own_task") as caught:
+        run_tasks(make_lm(open_checkpoint(tiny_llama)), loaded, shots=0, limit=None, chat_template=False)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [(None, "!function NAME.FUNCTION is of NAME.py"), ("import sys\nsys.exit(0)\n", "SystemExit")],
+)
+def test_a_module_of_ones_own_that_is_missing_or_ends_the_program_is_named(tmp_path, module, words):
+    (tmp_path / "data.jsonl").write_text('{"q": "x", "a": 0}\n')
+    if module is not None:
+        (tmp_path / "utils.py").write_text(module)
+    text = DEFINITION.format(data=tmp_path / "data.jsonl").replace('"{{q}}"', "!function utils.text")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match="lm-eval could not load my_own_task") as caught:
+        load_lm_eval_tasks(["my_own_task"], None, tmp_path)
+    assert words in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("members", "message", "hint"),
+    [
+        ("[my_own_task, my_own_taks]", "the group my_group has 'my_own_taks', which is no task", "mean my_own_task?"),
+        ("[my_own_task, my_group]", "the group my_group has my_group, which it is in itself", ""),
+        ("[other_group]", "the group other_group has my_group, which it is in itself", ""),
+    ],
+)  # fmt: skip
+def test_a_group_of_ones_own_with_a_wrong_member_is_named(tmp_path, members, message, hint):
+    (tmp_path / "mine.yaml").write_text(DEFINITION.format(data=tmp_path / "data.jsonl"))
+    (tmp_path / "group.yaml").write_text(f"group: my_group\ntask: {members}\n")
+    (tmp_path / "other.yaml").write_text("group: other_group\ntask: [my_group]\n")
+    with pytest.raises(InputError, match=message) as error:
+        load_lm_eval_tasks(["my_group"], None, tmp_path)
+    assert hint in (error.value.hint or "")
+
+
+def test_a_group_without_a_task_scores_nothing(tiny_llama):
+    with pytest.raises(InputError, match="nothing to score"):
+        run_tasks(make_lm(open_checkpoint(tiny_llama)), {}, shots=0, limit=None, chat_template=False)
+
+
+def test_an_error_of_llmkits_own_model_side_is_not_laid_to_the_definition(tmp_path, tiny_llama, monkeypatch):
+    (tmp_path / "data.jsonl").write_text('{"q": "x", "a": 0}\n')
+    (tmp_path / "mine.yaml").write_text(DEFINITION.format(data=tmp_path / "data.jsonl"))
+    lm = make_lm(open_checkpoint(tiny_llama))
+    monkeypatch.setattr(type(lm.scorer), "score", lambda *args, **more: 1 / 0)
+    loaded = load_lm_eval_tasks(["my_own_task"], None, tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(lm, loaded, shots=0, limit=None, chat_template=False)
