@@ -48,6 +48,7 @@ class Answers:
     def __init__(self, path: Path | None = None, digest: str = "", subject: str = "") -> None:
         self.n_reused = 0
         self._n_calls = 0
+        self._is_empty = True
         self._stage: Stage | None = None
         self._entries: list[tuple[str, Mapping[str, Any]]] = []
         if path is None:
@@ -95,8 +96,11 @@ class Answers:
         return self._next(xxh3_128(repr(list(requests)).encode("utf-8", "surrogatepass")).hexdigest())
 
     def close(self) -> None:
-        """Close the journal; the file stays."""
-        if self._stage is not None:
+        """Close the journal; the file stays, unless it holds no answer."""
+        if self._stage is not None and self._is_empty and not self._entries:
+            with suppress(OSError, OutputError):
+                self._stage.remove()
+        elif self._stage is not None:
             self._stage.close()
         self._stage = None
 
@@ -110,6 +114,7 @@ class Answers:
         if self._stage is None:
             return
         try:
+            self._is_empty = False
             self._stage.append(call, answers)
         except OutputError:
             self.close()

@@ -72,12 +72,15 @@ class LocalData:
         if bench.shots_split == bench.split:
             return docs
         path = self.path(subject, bench.shots_split)
-        docs[bench.shots_split] = self._read(path, subject).docs if shots or path.is_file() else []
-        if len(docs[bench.shots_split]) < shots:
+        shown = self._read(path, subject) if shots or path.is_file() else Split([])
+        docs[bench.shots_split] = shown.docs
+        if len(shown.docs) < shots:
             raise InputError(
-                f"{path}: {len(docs[bench.shots_split])} rows, but {shots} shots are asked for",
-                hint=f"add --shots {len(docs[bench.shots_split])}",
+                f"{path}: {len(shown.docs)} rows, but {shots} shots are asked for",
+                hint=f"add --shots {len(shown.docs)}",
             )
+        if shots and not shown.is_labelled:
+            raise InputError(f"{path}: no answers, which the {shots} shots would show", hint="add --shots 0")
         return docs
 
     def _read(self, path: Path, subject: str) -> Split:

@@ -44,6 +44,17 @@ class Stopping:
         pass
 
 
+def test_nothing_is_left_where_nothing_was_answered(tmp_path):
+    keep = tmp_path / "run.json.answers"
+    Answers(keep, "digest").close()
+    assert list(tmp_path.iterdir()) == []
+    answers = Answers(keep, "digest")
+    answers.of_prompts(["x"]).add_texts({0: "y"})
+    answers.close()
+    Answers(keep, "digest").close()  # what an earlier run left stays
+    assert keep.is_file()
+
+
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
     options = {"limit": 6, "shots": 1, "batch_tokens": 64, "log_samples": True, "subjects": ["star_lore"]}
     whole = evaluate(BASE, "mini", **options)

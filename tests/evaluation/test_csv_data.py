@@ -43,6 +43,15 @@ def test_missing_shots_are_named(tmp_path):
     assert caught.value.hint == "add --shots 3"
 
 
+def test_shots_without_answers_are_no_examples(tmp_path):
+    folder(tmp_path, "test", "anatomy")
+    write(tmp_path / "dev" / "anatomy_dev.csv", "What?,0,1,2,3,\nWhich?,0,1,2,3,\n")
+    found = find_data(load_bench("mmlu"), tmp_path)
+    with pytest.raises(InputError, match=r"anatomy_dev.csv: no answers, which the 2 shots would show"):
+        found.read("anatomy", shots=2)
+    assert len(found.read("anatomy", shots=0)["test"]) == 3
+
+
 def test_a_folder_without_the_benchmark(tmp_path):
     with pytest.raises(InputError, match=r"no C-Eval file in it; expected files such as val/.*_val\.csv"):
         find_data(load_bench("ceval"), tmp_path)
