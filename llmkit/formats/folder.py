@@ -47,7 +47,7 @@ def read_file(path: Path) -> dict[str, Lazy]:
     if imatrix.looks_binary(head):
         raise InputError(
             f"{path} is an importance matrix of llama.cpp: sums of a model's inputs, not weights",
-            hint=f"llmkit quantize MODEL --statistics {shlex.quote(str(path))}",
+            hint=f"llmkit quantize MODEL --bits 4 --statistics {shlex.quote(str(path))} -o OUT",
         )
     raise no_weight_file(path, head)
 

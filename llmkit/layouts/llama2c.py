@@ -190,7 +190,7 @@ def _tensors(path: Path, header: _Header) -> dict[str, Lazy]:
             f"needs {position} bytes, the file has {source.nbytes}",
             hint="download or export it again"
             if position > source.nbytes
-            else "give a file that llama2.c's export.py wrote, or llmkit convert --to llama2c",
+            else "give a file that llama2.c's export.py wrote, or that `llmkit convert MODEL --to llama2c -o OUT` did",
         )
     return tensors
 

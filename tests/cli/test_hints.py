@@ -68,3 +68,6 @@ def test_a_named_command_is_one(line, file):
     known = {flag for parameter in node.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     given = {match[1] for word in words if (match := re.match(r"[(\[]?(--?[a-z][a-z-]*)", word))}
     assert given <= known | {"--help"}, f"{file}: {line}"
+    needed = [p.opts for p in node.params if p.required and p.param_type_name == "option"]
+    if "-o" in given:  # it can be copied
+        assert all(given.intersection(flags) for flags in needed), f"{file}: {line}"

@@ -28,7 +28,7 @@ def test_the_older_form_is_named_where_a_model_or_a_tokenizer_is_wanted(tmp_path
     for read in (open_checkpoint, open_tokenizer):
         with pytest.raises(InputError, match=r"is an importance matrix of llama.cpp: .* not weights") as caught:
             read(path)
-        assert caught.value.hint == f"llmkit quantize MODEL --statistics {path}"
+        assert caught.value.hint == f"llmkit quantize MODEL --bits 4 --statistics {path} -o OUT"
 
 
 @pytest.mark.parametrize("made", [of_gguf, of_binary])

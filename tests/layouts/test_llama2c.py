@@ -164,7 +164,10 @@ def test_what_is_cut_or_too_long(tmp_path):
     whole = packed(state_of(cfg), cfg, 1)
     for data, hint in (
         (whole[:-4], "download or export it again"),
-        (whole + b"1234", "give a file that llama2.c's export.py wrote, or llmkit convert --to llama2c"),
+        (
+            whole + b"1234",
+            "give a file that llama2.c's export.py wrote, or that `llmkit convert MODEL --to llama2c -o OUT` did",
+        ),
     ):
         (tmp_path / "m.bin").write_bytes(data)
         with pytest.raises(InputError) as caught:

@@ -138,7 +138,9 @@ def _open(ckpt: Checkpoint, options: EngineOptions) -> VllmEngine:
             f"--backend vllm needs vLLM, which cannot be imported ({error})", hint="pip install vllm"
         ) from error
     if ckpt.origin is None or not ckpt.origin.is_dir():
-        raise InputError(f"{ckpt.label}: vLLM reads a model from a folder", hint=f"llmkit convert {ckpt.label} -o OUT")
+        raise InputError(
+            f"{ckpt.label}: vLLM reads a model from a folder", hint=f"llmkit convert {ckpt.label} --to hf -o OUT"
+        )
     model = vllm.LLM(model=str(ckpt.origin), dtype=options.dtype, enable_prefix_caching=True, seed=0)
     return VllmEngine(model, vllm.SamplingParams, options.dtype, options.progress)
 
