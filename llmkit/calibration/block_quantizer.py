@@ -18,7 +18,7 @@ from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, 
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device, to_device
-from llmkit.tensors.lazy import Context
+from llmkit.tensors.stopped import raise_if_stopped
 
 _NO_TOKEN = "no token of the text reached them, so that all of their inputs count alike"
 
@@ -31,8 +31,8 @@ class BlockQuantizer:
         learnt: the weights for a `BlockMethod`, until `learn` has quantized them.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], context: Context, ranks: Ranks) -> None:
-        self._tasks, self._slots, self._context, self._ranks = tasks, slots, context, ranks
+    def __init__(self, tasks: Mapping[str, Task], slots: Mapping[str, Slot], ranks: Ranks) -> None:
+        self._tasks, self._slots, self._ranks = tasks, slots, ranks
         self._of_weight = {part.id: name for name in tasks for part in slots[name].parts}
         self._n_rows = {part.id: part.shape[0] for slot in slots.values() for part in slot.parts if part.shape}
         self._observers: dict[tuple[str, ...], Observer] = {}
@@ -47,7 +47,6 @@ class BlockQuantizer:
         return [self._tasks[name] for name in names]
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
-        self._context.raise_if_stopped()
         tasks = [task for task in self._named(weights) if task.name not in self.errors]
         if tasks:
             self._observers.setdefault(tuple(weights), _observer(tasks)).see(x, float_x)
@@ -68,7 +67,7 @@ class BlockQuantizer:
             statistics = self._ranks.summed(observer.statistics(), set(owners))
             statistics = to_device(statistics, tasks[0].device)  # once for all: what is derived of them is shared
         for task, owner in zip(open_tasks, owners, strict=True):
-            self._context.raise_if_stopped()
+            raise_if_stopped()
             start = None
             if not isinstance(task.method, BlockMethod) or task.method.starts_in_order:
                 start = self._ranks.by(owner, partial(_quantized, task, statistics))

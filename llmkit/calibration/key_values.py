@@ -25,6 +25,7 @@ from llmkit.pipeline.pool import all_cores
 from llmkit.tensors.finite import require_finite
 from llmkit.tensors.lazy import Context, Node, Rows
 from llmkit.tensors.spec import DType, TensorSpec
+from llmkit.tensors.stopped import raise_if_stopped
 
 # The largest key and value of a layer by head and channel, [kv_heads, head_dim] each.
 Ranges: TypeAlias = "dict[int, tuple[torch.Tensor, torch.Tensor]]"
@@ -68,9 +69,7 @@ class KeyValueScales(Node):
         ids = token_ids(self._text, load_tokenizer(self._tokenized))[:MOST_TOKENS]
         is_large = sum(lazy.spec.nbytes for lazy in self.inputs) > _SMALL_NBYTES
         with all_cores() if is_large else nullcontext():
-            ranges = measure_ranges(
-                load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix(), context=context
-            )
+            ranges = measure_ranges(load_decoder(self._ckpt, streamed=True), ids, suffix=self._ckpt.prompt_suffix())
         pairs = [  # of a layer without keys of its own: nothing
             ranges.get(layer, (torch.zeros(kv_heads, size),) * 2) for layer, (size, kv_heads) in enumerate(self._sizes)
         ]
@@ -110,19 +109,16 @@ def _scales(widest: torch.Tensor) -> torch.Tensor:
     return scales[:, None].contiguous()
 
 
-def measure_ranges(
-    decoder: Any, ids: Sequence[int], *, suffix: tuple[int, ...] = (), context: Context | None = None
-) -> Ranges:
+def measure_ranges(decoder: Any, ids: Sequence[int], *, suffix: tuple[int, ...] = ()) -> Ranges:
     """The largest keys and values of a torch decoder over tokens, by layer, head and channel.
 
     Args:
         decoder: `llmkit.decoder.Decoder`.
         ids: cut into windows of as many tokens as the model takes; what is over after whole windows is left out.
         suffix: ids that every prompt ends with.
-        context: tells when the run was stopped.
     """
     rows = windows(ids, decoder.context or MOST_TOKENS, suffix=suffix)
-    cache = _Ranging(_mixing(decoder, suffix), context)
+    cache = _Ranging(_mixing(decoder, suffix))
     decoder.hidden(torch.tensor(rows), cache)
     return cache.ranges
 
@@ -134,13 +130,13 @@ class _Ranging(KVCache):
         mixing: by layer, [head_dim, head_dim]: 1 for channels of keys that positions mix.
     """
 
-    def __init__(self, mixing: Mapping[int, torch.Tensor], context: Context | None) -> None:
+    def __init__(self, mixing: Mapping[int, torch.Tensor]) -> None:
         super().__init__(keep=False)
         self.ranges: Ranges = {}
-        self._mixing, self._context = mixing, context or Context()
+        self._mixing = mixing
 
     def as_cached(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        self._context.raise_if_stopped()
+        raise_if_stopped()
         squares = k.float().square() @ self._mixing[layer]
         self.ranges[layer] = squares.amax((0, 2)).sqrt(), v.float().abs().amax((0, 2))
         return k, v

@@ -103,7 +103,7 @@ def observed(
 
 def _observing(measured: Sequence[str]) -> Callable[[Blocks, int, Mapping[str, Lazy], Context], BlockResult]:
     def compute(blocks: Blocks, index: int, state: Mapping[str, Lazy], context: Context) -> BlockResult:
-        hook = ObserverHook(measured, context)
+        hook = ObserverHook(measured)
         hidden = blocks.run(index, state["hidden"].load(), hook)
         return BlockResult({}, [("hidden", hidden)], hook.statistics.items())
 
@@ -117,13 +117,12 @@ def _spec(field: str, n: int) -> TensorSpec:
 class ObserverHook:
     """A block hook that only collects statistics, named WEIGHT.FIELD."""
 
-    def __init__(self, measured: Sequence[str], context: Context) -> None:
-        self._measured, self._context = measured, context
+    def __init__(self, measured: Sequence[str]) -> None:
+        self._measured = measured
         self._observers: dict[tuple[str, ...], Observer] = {}
         self.statistics: dict[str, torch.Tensor] = {}
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None = None) -> None:
-        self._context.raise_if_stopped()
         self._observers.setdefault(tuple(weights), Observer(self._measured)).see(x)
 
     def settle(self, weights: Sequence[str], values: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
 from llmkit.tensors.device import product_dtype
 from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.stopped import raise_if_stopped
 from llmkit.tensors.whole import Whole
 
 _FLOP_PER_S = 1.5e11  # of a core in SignRound, all that is no product included: SmolLM2 on a Xeon with AMX
@@ -194,10 +195,10 @@ class CalibratedQuantizer:
         """One layer quantized: its parts are kept, what comes out goes on to the next."""
         hidden = state["hidden"].load()
         floats = state.get("floats", state["hidden"]).load() if self._compares else None
-        scaled = self._scaling(index).applied(blocks, hidden, context)
+        scaled = self._scaling(index).applied(blocks, hidden)
         # Other ranks know nothing of scales.
         ranks = self.ranks if scaled.blocks is blocks else Ranks()
-        blocks, hook = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, context, ranks)
+        blocks, hook = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, ranks)
         after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats), hook)
         hook.require_all()
         passed_on = []
@@ -224,7 +225,7 @@ class CalibratedQuantizer:
 
         def compute(share: Share) -> tuple[torch.Tensor, torch.Tensor | None]:
             tasks = {name: task for name, task in self._tasks.items() if self._slots[name].layer == share.block}
-            hook = BlockQuantizer(tasks, self._slots, Context(), self.ranks)
+            hook = BlockQuantizer(tasks, self._slots, self.ranks)
             return share.passed(Blocks(*self._stage.loaded, share.ids), hook)
 
         with all_cores():
@@ -268,7 +269,7 @@ class CalibratedQuantizer:
         n_blocks, begun = self._n_blocks, time.monotonic()
 
         def report(done: float, text: str) -> None:
-            context.raise_if_stopped()
+            raise_if_stopped()
             remaining = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
             after = f", {remaining / 60:.0f} min left" if remaining is not None else ""
             context.report(f"block {index + 1}/{n_blocks}, {text}{after}")

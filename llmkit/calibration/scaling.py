@@ -22,7 +22,7 @@ from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device
 from llmkit.tensors.finite import require_finite
-from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.lazy import Lazy
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class BlockScaling:
         scaled = {self._slot_of[weight].name for fold in self.folds for weight in fold.weights}
         return [name for name, t in self._tasks.items() if isinstance(t.method, ScalingMethod) and name not in scaled]
 
-    def applied(self, blocks: Blocks, hidden: torch.Tensor, context: Context) -> ScaledBlock:
+    def applied(self, blocks: Blocks, hidden: torch.Tensor) -> ScaledBlock:
         """The block with scales for its inputs, from the hidden states before it, [B, S, hidden]."""
         if not self.folds:
             return ScaledBlock(blocks, self._tasks, {})
-        chosen = _Choosing(self.folds, self._choice(blocks.weights), context)
+        chosen = _Choosing(self.folds, self._choice(blocks.weights))
         blocks.run(self._layer, hidden.clone(), chosen)
         weights = KeptWeights(blocks.weights, {})
         replacements: dict[str, torch.Tensor] = {}
@@ -123,11 +123,9 @@ class _Choosing:
         scales: of the outputs of each fold's source, in the order in which they are computed.
     """
 
-    def __init__(
-        self, used: Sequence[Fold], choose: Callable[[Fold, Observer], torch.Tensor], context: Context
-    ) -> None:
+    def __init__(self, used: Sequence[Fold], choose: Callable[[Fold, Observer], torch.Tensor]) -> None:
         self._fold_of = {weight: fold for fold in used for weight in fold.weights}
-        self._choose, self._context = choose, context
+        self._choose = choose
         self._observers: dict[Fold, Observer] = {}
         self.scales: dict[Fold, torch.Tensor] = {}
 
@@ -137,7 +135,6 @@ class _Choosing:
         return fold if fold is not None and fold not in self.scales else None
 
     def see(self, weights: Sequence[str], x: torch.Tensor, float_x: torch.Tensor | None) -> None:
-        self._context.raise_if_stopped()
         fold = self._open(weights)
         if fold is not None:
             self._observers.setdefault(fold, Observer({"second_moments"})).see(x)

@@ -28,6 +28,7 @@ from llmkit.pipeline.stage import BlockResult
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.stopped import raise_if_stopped
 from llmkit.transforms.candidates import Restore
 
 _HEAD, _EMBEDDING = "head.weight", "embed.weight"
@@ -122,14 +123,14 @@ def _of_block(
     context: Context,
 ) -> BlockResult:
     hidden = state["hidden"].load()
-    hook = ObserverHook(["squares"], context)
+    hook = ObserverHook(["squares"])
     after = blocks.run(index, hidden.clone(), hook)
     squares = {name.removesuffix(".squares"): constant(x) for name, x in hook.statistics.items()}
     weights, rows = KeptWeights(blocks.weights), list(range(len(hidden)))
     own = {name: matrix for name, matrix in matrices.items() if matrix.layer == index}
 
     def measured(job: tuple[Trial, Restore]) -> float:
-        context.raise_if_stopped()
+        raise_if_stopped()
         matrix, restore = job
         with torch.inference_mode():
             replacements = {

@@ -24,6 +24,7 @@ from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.stage import Block, BlockResult, Stage
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
+from llmkit.tensors.stopped import raise_if_stopped
 
 Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], BlockResult]
 """Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
@@ -72,7 +73,7 @@ class BlockStage:
     def block(self, index: int, context: Context) -> Block:
         """A block, computed after those before it where that is not done."""
         with self._guard, all_cores():
-            context.raise_if_stopped()
+            raise_if_stopped()
             path = context.workspace / "layers" if context.workspace is not None else None
             is_other = path != self._path or (path is not None and not path.exists())
             if is_other or self._is_stopped():  # another run than the one that computes blocks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmkit.tensors.source import bytes_of
-from llmkit.tensors.stopped import IsStopped, Stopped, stop_of_thread
+from llmkit.tensors.stopped import stop_of_thread
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Context:
 
     Attributes:
         observe: sees what is read from files.
-        is_stopped: whether the run was stopped; None asks that of the thread it is made in.
+        is_stopped: whether the run was stopped that the thread it is made in computes for.
         report: is told in words what the step is doing.
         workspace: a folder for intermediate results; None keeps them in memory.
     """
@@ -41,21 +41,12 @@ class Context:
     workspace: Path | None = None
     report: Callable[[str], None] = staticmethod(lambda text: None)
 
-    def __init__(self, observe: ReadObserver | None = None, is_stopped: IsStopped | None = None) -> None:
-        self.observe, self.is_stopped = observe, is_stopped or stop_of_thread()
+    def __init__(self, observe: ReadObserver | None = None) -> None:
+        self.observe, self.is_stopped = observe, stop_of_thread()
         self._whole: dict[int, tuple[torch.Tensor, ...]] = {}
         self._slice: dict[tuple[int, Rows], tuple[torch.Tensor, ...]] = {}
         self._whole_bytes: dict[int, tuple[Bytes, ...]] = {}
         self._slice_bytes: dict[tuple[int, Rows], tuple[Bytes, ...]] = {}
-
-    def raise_if_stopped(self) -> None:
-        """Called now and then by a step that takes long.
-
-        Raises:
-            Stopped: the run was stopped.
-        """
-        if self.is_stopped():
-            raise Stopped
 
     def next_slice(self) -> None:
         """Forget the siblings of the previous slice."""

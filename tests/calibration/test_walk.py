@@ -10,7 +10,7 @@ from llmkit.calibration.stage import BlockStage
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.pipeline.stage import BlockResult
 from llmkit.tensors.lazy import Context
-from llmkit.tensors.stopped import Stopped
+from llmkit.tensors.stopped import Stopped, stoppable
 
 
 def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
@@ -24,14 +24,17 @@ def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
         if context.is_stopped():
             raise Stopped
         computed.append(index)
-        return BlockResult({}, [("hidden", blocks.run(index, state["hidden"].load(), ObserverHook([], context)))], [])
+        return BlockResult({}, [("hidden", blocks.run(index, state["hidden"].load(), ObserverHook([])))], [])
 
     stage = BlockStage(ckpt, lambda longest, is_stopped: [[1, 2, 3]], lambda: (2, None), compute)
-    first, second = Context(None, lambda: bool(stopped)), Context()
-    first.workspace = second.workspace = tmp_path
-    stage.block(0, first)
-    stopped.append(True)
-    with pytest.raises(Stopped):
-        stage.block(1, first)
+    with stoppable(lambda: bool(stopped)):
+        first = Context()
+        first.workspace = tmp_path
+        stage.block(0, first)
+        stopped.append(True)
+        with pytest.raises(Stopped):
+            stage.block(1, first)
+    second = Context()
+    second.workspace = tmp_path
     assert stage.block(1, second) is stage.block(1, second)
     assert computed == [0, 1]
