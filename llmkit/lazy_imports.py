@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_ENDS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
+ENDS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
+"""The signals that ask a process to end."""
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def uninterrupted() -> Iterator[None]:
         KeyboardInterrupt: at the end, where Ctrl-C came.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {s: h for s in _ENDS if is_main and callable(h := signal.getsignal(s)) and not isinstance(h, int)}
+    handlers = {s: h for s in ENDS if is_main and callable(h := signal.getsignal(s)) and not isinstance(h, int)}
     seen: list[int] = []
     for ending in handlers:
         signal.signal(ending, lambda number, _frame: seen.append(number))
@@ -57,4 +58,4 @@ if TYPE_CHECKING:
 else:
     np, onnx, torch = _Later("numpy"), _Later("onnx"), _Later("torch")
 
-__all__ = ["np", "onnx", "torch", "uninterrupted"]
+__all__ = ["ENDS", "np", "onnx", "torch", "uninterrupted"]

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-_ENDS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if s is not None)
+from llmkit.lazy_imports import ENDS
+
 _GRACE_S = 0.3  # in which most commands are out
 _AGAIN_S = 0.5  # `timeout` and launchers of several processes send one wish twice
 
@@ -107,7 +108,7 @@ def terminable() -> Iterator[None]:
     What is done is kept, and said. What is ignored (nohup) stays so.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in _ENDS if is_main and signal.getsignal(s) is signal.SIG_DFL}
+    before = {s: signal.getsignal(s) for s in ENDS if is_main and signal.getsignal(s) is signal.SIG_DFL}
     for ending in before:
         signal.signal(ending, signal.default_int_handler)
     try:
@@ -133,7 +134,7 @@ def heard(end: Callable[[Interrupted], int], *, grace_s: float = _GRACE_S, again
             _state.is_heard = True
             raise KeyboardInterrupt
 
-    handlers = {s: h for s in _ENDS if (h := signal.getsignal(s)) is signal.default_int_handler}
+    handlers = {s: h for s in ENDS if (h := signal.getsignal(s)) is signal.default_int_handler}
     for ending in handlers:
         signal.signal(ending, take)
     heard_by, told_to = os.pipe()
@@ -173,7 +174,9 @@ def _listen(heard_by: int, end: Callable[[Interrupted], int], grace_s: float, ag
         if not numbers:
             os.close(heard_by)
             return
+        if not set(ENDS).intersection(numbers):
+            continue
         if not began:
-            began = time.monotonic() if any(n in _ENDS for n in numbers) else 0.0
-        elif any(n in _ENDS for n in numbers) and time.monotonic() - began >= again_s:
+            began = time.monotonic()
+        elif time.monotonic() - began >= again_s:
             os._exit(130 if _state.is_ending else end(_state.interrupted()))

@@ -79,10 +79,11 @@ def write(
     preset = _type(type or _FLOATS)
     ckpt = float_text_part(ckpt, dtype=DType.F32)  # rounded once, to what is stored
     importance = _importance(statistics, ckpt) if statistics is not None else {}
-    config, n_stored, ckpt = dict(ckpt.config), len(ckpt.tensors), as_filed(ckpt)
+    config, filed = dict(ckpt.config), as_filed(ckpt)
+    has_copied_head, ckpt = filed is not ckpt, filed
     model, family, tokenizer = _known(ckpt)
     tensors, model, notes = _folded(ckpt, model, family)
-    if len(ckpt.tensors) > n_stored:
+    if has_copied_head:
         notes.append("the embedding is stored twice: llama.cpp wants a head of its own")
     factors = {n: constant_of(values, DType.F32, (len(values),)) for n, values in rope_factors(model).items()}
     stored, lists = lists_to_metadata(to_gguf(tensors, model, family), family)
