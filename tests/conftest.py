@@ -66,6 +66,18 @@ class Result:
         return json.loads(self.out)
 
 
+@pytest.fixture(autouse=True)
+def signals_are_left_as_found() -> Iterator[None]:
+    """A test that leaves another handler behind would have a later one in the same process killed by its own signal."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {s: signal.getsignal(s) for s in ends}
+    yield
+    after = {s: signal.getsignal(s) for s in ends}
+    for ending, handler in before.items():
+        signal.signal(ending, handler)
+    assert after == before, "the test left signal handlers behind"
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Call the program in this process."""

@@ -126,12 +126,21 @@ def test_ctrl_c_while_scoring_says_what_is_kept(call, tiny, tmp_path, monkeypatc
     assert not out.exists()
 
 
+@pytest.fixture
+def unhandled_signals():
+    """As in a terminal: a process that was started in the background or under nohup ignores some."""
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhandled_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_an_interrupted_run_had_written_is_said(call, tiny, tmp_path, monkeypatch, number):
     from llmkit.pipeline.commit import Partial
 
     original, out = Partial.finish, tmp_path / "out"
-    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # a shell in the background ignores some
 
     def stop(self, *args):
         os.kill(os.getpid(), number)
