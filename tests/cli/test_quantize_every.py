@@ -16,7 +16,7 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.quantization.codec import FolderCodec, folder_readers
 
-METHODS = ["rtn", "mse", "hqq", "gptq", "awq", "awq-gptq", "signround", "gptq-signround"]
+METHODS = ["rtn", "mse", "hqq", "gptq", "gptq-fast", "awq", "awq-gptq", "signround", "gptq-signround"]
 FORMATS = [reader.name for reader in folder_readers() if isinstance(reader, FolderCodec)]
 TABLE = list(itertools.product(METHODS, FORMATS, (2, 3, 4, 8), ("--symmetric", "--asymmetric")))
 STEP = 31  # of the table, each family takes other rows: a prime, so that all methods, layouts and bits meet

@@ -8,7 +8,7 @@ from lazies import restored
 
 from llmkit.errors import InputError
 from llmkit.quantization.matrix import Grid
-from llmkit.quantization.methods.gptq import GPTQ as WithSweeps
+from llmkit.quantization.methods.gptq import FAST
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
 from llmkit.quantization.methods.rtn import METHOD as RTN
@@ -41,7 +41,7 @@ def loss(weight, other, x):
 )  # fmt: skip
 def test_codes_are_those_of_the_definition(grid, act_order):
     weight, _, statistics = case()
-    made = WithSweeps(n_sweeps=0).configured(act_order=act_order).quantize(weight, grid, torch.float32, statistics)
+    made = FAST.configured(act_order=act_order).quantize(weight, grid, torch.float32, statistics)
     h = statistics.second_moments.double()
     order = torch.argsort(h.diagonal(), descending=True, stable=True)
     h = h + 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_each_method_errs_less_than_the_one_before(grid):
     weight, x, statistics = case(64, 128, 600, seed=1)
     losses = [
         loss(weight, restored(m.quantize(weight, grid, torch.float32, statistics), grid, weight.shape), x)
-        for m in (RTN, MSE, WithSweeps(n_sweeps=0), GPTQ)
+        for m in (RTN, MSE, FAST, GPTQ)
     ]
     assert losses[0] > losses[1] > losses[2] > losses[3]
 
@@ -145,6 +145,8 @@ def test_the_weight_is_corrected_for_inputs_that_drifted():
     plain = GPTQ.quantize(weight, grid, torch.float32, Statistics(len(x), x.T @ x))
     errors = [(f @ weight.T - x @ restored(rows, grid, weight.shape).T).square().sum() for rows in (made, plain)]
     assert errors[0] < 0.95 * errors[1]
+    fast = [FAST.quantize(weight, grid, torch.float32, s) for s in (statistics, Statistics(len(x), x.T @ x))]
+    assert torch.equal(fast[0].codes, fast[1].codes)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

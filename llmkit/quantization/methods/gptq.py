@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 from llmkit.errors import InputError
@@ -47,7 +47,6 @@ class GPTQ(Method):
 
     Args:
         gives_corrected: `QuantizedRows.corrected` is there, for methods that start where this one ends.
-        n_sweeps: of the refinement; None for the usual number.
         n_windows: as of `Method`.
     """
 
@@ -57,12 +56,10 @@ class GPTQ(Method):
     uses = frozenset({"cross_moments"})
     is_row_wise = False
     takes_points = True
+    _refines: ClassVar[bool] = True
 
-    def __init__(
-        self, *, gives_corrected: bool = False, n_sweeps: int | None = None, n_windows: int = N_WINDOWS
-    ) -> None:
-        self._gives_corrected, self._has_act_order, self._n_sweeps = gives_corrected, False, n_sweeps
-        self.n_windows = n_windows
+    def __init__(self, *, gives_corrected: bool = False, n_windows: int = N_WINDOWS) -> None:
+        self._gives_corrected, self._has_act_order, self.n_windows = gives_corrected, False, n_windows
 
     def configured(self, *, iterations: int | None = None, act_order: bool | None = None) -> Self:
         made = copy.copy(super().configured(iterations=iterations))
@@ -87,13 +84,13 @@ class GPTQ(Method):
         order, factor, damping = _KNOWN[statistics]
         in_place = order.argsort()
         columns = original[:, order].T.contiguous()
-        if (cross := statistics.crossed(original)) is not None:
+        if "cross_moments" in self.uses and (cross := statistics.crossed(original)) is not None:
             turned = add_product(torch.empty_like(columns), factor, cross[:, order].T, beta=0)
             add_product(columns, factor.T, turned, alpha=_CORRECTION)
         grids = Grids(n_out, n_in, grid, scale_dtype)
         importance = statistics.mean_squares
         size = grid.group_size or n_in
-        n_sweeps = _N_SWEEPS.get(grid.bits, 0) if self._n_sweeps is None else self._n_sweeps
+        n_sweeps = _N_SWEEPS.get(grid.bits, 0) if self._refines else 0
         wanted = columns.clone() if n_sweeps else columns
         if self.gives_order(grid):
             by_rank = importance[order] if importance is not None else None
@@ -202,4 +199,13 @@ def _rounded(
     return q
 
 
-METHOD, OF_MORE_TEXT = GPTQ(), GPTQ(n_windows=2 * N_WINDOWS)
+class FastGPTQ(GPTQ):
+    """As the original has it, on the searched grid: no float model is carried along, and nothing is refined."""
+
+    name = "gptq-fast"
+    words = "by GPTQ without correction and refinement, on the grid with the least weighted error"
+    uses = frozenset()
+    _refines = False
+
+
+METHOD, OF_MORE_TEXT, FAST = GPTQ(), GPTQ(n_windows=2 * N_WINDOWS), FastGPTQ()
