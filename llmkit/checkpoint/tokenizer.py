@@ -16,7 +16,7 @@ from llmkit.errors import InputError, LlmkitError, in_a_line, listing
 from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
 from llmkit.tokenization.checked import read_tokenizer_json, require_bounded, template_text
-from llmkit.tokenization.panics import PanicError, without_panic
+from llmkit.tokenization.panics import PanicError, guard, without_panic
 from llmkit.tokenization.pieces_tokenizer import tokenizer_of_pieces
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 
@@ -161,8 +161,7 @@ def _fast(fast_class: Any, folder: Path, label: str) -> Any:
 def _tried(tokenizer: Any, label: str) -> Any:
     """A tokenizer that gets through a text: a step with impossible settings panics at any, not when it is read."""
     try:
-        with without_panic():
-            tokenizer.decode(tokenizer.encode("a b"))
+        guard(tokenizer).decode(tokenizer.encode("a b"))
     except PanicError as error:
         raise _unreadable(error, label) from error
     except Exception as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from llmkit.cli.packages import missing_package
 from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError, is_memory_error
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EBADF)
 _WORDS = {
     errno.ENAMETOOLONG: "the name is too long for the file system",
     errno.ELOOP: "a symbolic link leads back to itself",
@@ -86,6 +86,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _of_file(error: OSError) -> LlmkitError:
     names = [str(n) if len(str(n)) <= 200 else f"{str(n)[:200]}…" for n in (error.filename, error.filename2) if n]
     reason = _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
-    if error.errno in _NO_SPACE:
+    if error.errno in _UNWRITABLE:
         return OutputError(f"cannot write{' ' + names[-1] if names else ''}: {reason}")
     return InputError(f"cannot use {' or '.join(names)}: {reason}" if names else f"the system refuses: {reason}")

@@ -79,12 +79,13 @@ def raw_stderr() -> IO[str]:
 
 
 def open_streams() -> None:
-    """Give a process that was started with closed streams empty ones, and clean what libraries write to stderr.
+    """Give a process that was started with closed streams others, and clean what libraries write to stderr.
 
-    Without it the next file that is opened would be number 1 or 2, and messages would be written into it. Characters
-    that the terminal's encoding lacks are spelt out.
+    Without it the next file that is opened would be number 1 or 2, and messages would be written into it. The stdout
+    that was closed stays one that nothing can be written to, so that a lost answer is an error. Characters that the
+    terminal's encoding lacks are spelt out.
     """
-    for fd, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+    for fd, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:

@@ -100,6 +100,7 @@ def _place(data: bytes, at: int) -> str:
 
 
 def _split(path: Path, text: str) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 else, which a question may be longer than
     reader = csv.reader(StringIO(text, newline=""))
     line = 1
     last: int | None = None

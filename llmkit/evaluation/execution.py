@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.evaluator import evaluate as lm_evaluate
 
 from llmkit.architecture.prompts import ChatTemplate, Turns
-from llmkit.errors import InputError
+from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Subject
 from llmkit.evaluation.documents import LETTERS
 from llmkit.evaluation.extraction import matched_letter
@@ -105,6 +105,13 @@ def run_tasks(
         results[name] = {k: float(v) if "," in k else v for k, v in kept.items()}
         results[name] |= {"version": str(output["versions"].get(name)), "shots": output["n-shot"].get(name)}
     samples = output["samples"].items()
+    for name, some in samples:
+        if some and not any("," in key for key in results.get(name, ())):
+            raise InputError(
+                f"{name}: its questions were scored, and no number came of it; its process_results returned "
+                f"{listing(map(str, some[0]['metrics'])) or 'no metric'}",
+                hint="correct the definition of the task: each metric is a number, and metric_list says how to average",
+            )
     values = {name: _values(some) for name, some in samples}
     return results, {name: [_logged(s) for s in some] for name, some in samples}, values
 

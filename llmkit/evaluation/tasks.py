@@ -43,6 +43,7 @@ _FETCHING = ("datasets", "huggingface_hub", "requests", "httpx", "urllib3", "aio
 _NO_MODULE = "Cannot import module"  # lm-eval, of a function that a definition names
 _OWN_LM = "llmkit.evaluation.lm"
 _SHOTS_SEED = 1234  # lm-eval's own
+_DEFINING = {"dataset_path", "class", "include"}  # one of these is in what defines a task
 _NOT_TASK_CONFIG = ("include", "tag", "group", "task_list", "dataset_kwargs")
 
 
@@ -200,24 +201,42 @@ def line_of_ones_own(error: BaseException) -> str:
 
 
 def _refuse_groups(manager: Any, names: Sequence[str], above: tuple[str, ...] = ()) -> None:
-    """Refuse a group that lists a name which nothing has, or one that it is in itself.
+    """Refuse a group that lists a name which nothing has, no name at all, or one that it is in itself.
 
     Raises:
         InputError: naming the group's file and the name.
     """
     for name in names:
         entry: Any = getattr(manager, "task_index", {}).get(name)
-        listed = (getattr(entry, "cfg", None) or {}).get("task")
-        members = [m for m in listed if isinstance(m, str)] if isinstance(listed, list) else []
+        config = getattr(entry, "cfg", None) or {}
+        if not isinstance(config.get("task"), list):
+            continue
+        where = f"{entry.yaml_path}: the group {name}"
+        members = list(_members(config, where))
         for member in members:
             if member not in manager.all_tasks:
                 raise InputError(
-                    f"{entry.yaml_path}: the group {name} has {member!r}, which is no task",
+                    f"{where} has {member!r}, which is no task",
                     hint=suggestion(member, manager.all_tasks, "correct the name, or add the task's definition"),
                 )
             if member in (*above, name):
-                raise InputError(f"{entry.yaml_path}: the group {name} has {member}, which it is in itself")
+                raise InputError(f"{where} has {member}, which it is in itself")
         _refuse_groups(manager, members, (*above, name))
+
+
+def _members(group: Mapping[str, Any], where: str) -> Iterator[str]:
+    """The names in a group's list and in the groups inside it; tasks that are defined there need none elsewhere."""
+    for each in group["task"]:
+        keys = each if isinstance(each, Mapping) else {"task": each}
+        name = keys.get("group", keys.get("task"))
+        if not isinstance(name, str):
+            raise InputError(
+                f"{where} has {str(each)[:100]!r}, which names no task", hint="name one, or write {task: NAME}"
+            )
+        if "group" in keys and isinstance(keys.get("task"), list):
+            yield from _members({**group, **keys}, where)
+        elif not _DEFINING & {*group, *keys}:
+            yield name
 
 
 def _is_network(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.tokenization.checked import read_tokenizer_json
-from llmkit.tokenization.panics import without_panic
+from llmkit.tokenization.panics import WithoutPanic, without_panic
 
 Pair = tuple[str, str]
 
@@ -127,8 +127,8 @@ class FastTokenizer:
 
     def encoder(self) -> Callable[[str], list[int]]:
         """The tokenizers library's own encoder of this file: text -> ids, without bos and eos."""
-        tokenizer = self.tokenizer()
-        return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+        encode = WithoutPanic(self.tokenizer().encode)
+        return lambda text: list(encode(text, add_special_tokens=False).ids)
 
     def tokenizer(self) -> Any:
         """The tokenizers library's own tokenizer of this file.

@@ -160,6 +160,12 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name):
     assert hint is None or hint in caught.value.hint
 
 
+def test_a_question_may_be_longer_than_pythons_reader_takes_at_first(tmp_path):
+    assert len(read(tmp_path, "mmlu", f"{'q' * 200_000},1,2,3,4,A\n").docs[0]["question"]) == 200_000
+    with pytest.raises(InputError, match="line 2: a quote that is opened in this row is never closed"):
+        read(tmp_path, "mmlu", f'q,1,2,3,4,A\n"{"r,1,2,3,4,A" * 20_000}\n')
+
+
 def test_the_conversion_that_a_refusal_names_makes_the_file_readable(tmp_path):
     import subprocess
 

@@ -314,6 +314,23 @@ def test_a_function_of_ones_own_that_fails_at_a_question_is_named(tmp_path, tiny
 
 
 @pytest.mark.parametrize(
+    ("returned", "words"), [("{}", "returned no metric"), ("{'told': False}", ""), ("None", "AttributeError")]
+)
+def test_a_task_of_ones_own_without_a_metric_is_named(tmp_path, tiny_llama, returned, words):
+    (tmp_path / "data.jsonl").write_text('{"q": "x", "a": 0}\n')
+    (tmp_path / "utils.py").write_text(f"def results(doc, found):\n    return {returned}\n")
+    text = DEFINITION.format(data=tmp_path / "data.jsonl") + "process_results: !function utils.results\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    loaded = load_lm_eval_tasks(["my_own_task"], None, tmp_path)
+    lm = make_lm(open_checkpoint(tiny_llama))
+    if not words:  # lm-eval takes the mean of any number
+        assert run_tasks(lm, loaded, shots=0, limit=None, chat_template=False)[0]["my_own_task"]["told,none"] == 0
+        return
+    with pytest.raises(InputError, match=f"my_own_task.*{words}"):
+        run_tasks(lm, loaded, shots=0, limit=None, chat_template=False)
+
+
+@pytest.mark.parametrize(
     ("module", "words"),
     [(None, "!function NAME.FUNCTION is of NAME.py"), ("import sys\nsys.exit(0)\n", "SystemExit")],
 )
@@ -334,6 +351,12 @@ def test_a_module_of_ones_own_that_is_missing_or_ends_the_program_is_named(tmp_p
         ("[my_own_task, my_own_taks]", "the group my_group has 'my_own_taks', which is no task", "mean my_own_task?"),
         ("[my_own_task, my_group]", "the group my_group has my_group, which it is in itself", ""),
         ("[other_group]", "the group other_group has my_group, which it is in itself", ""),
+        ("[{group: inner, task: [my_own_task, my_own_taks]}]", "has 'my_own_taks', which is no task", "my_own_task?"),
+        ("[{group: a, task: [{group: b, task: [zzzzqqqq]}]}]", "my_group has 'zzzzqqqq', which is no task", "correct"),
+        ("[{task: zzzzqqqq, num_fewshot: 1}]", "my_group has 'zzzzqqqq', which is no task", "correct the name"),
+        ("[{num_fewshot: 1}]", "my_group has .*num_fewshot.*, which names no task", "task: NAME"),
+        ("[1]", "my_group has '1', which names no task", "name one"),
+        ("[null]", "my_group has 'None', which names no task", "name one"),
     ],
 )  # fmt: skip
 def test_a_group_of_ones_own_with_a_wrong_member_is_named(tmp_path, members, message, hint):

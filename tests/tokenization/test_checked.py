@@ -7,6 +7,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from llmkit.checkpoint.tokenizer import load_tokenizer, tokenizer_settings
 from llmkit.errors import InputError, LlmkitError
 from llmkit.tokenization.bundle import TokenizerFiles, read_tokenizer
 from llmkit.tokenization.checked import read_tokenizer_json
+from llmkit.tokenization.panics import PanicError, without_panic
 from llmkit.tokenization.published import choose_kind
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.tokenization.vocabulary import read_vocabulary
@@ -148,6 +150,29 @@ def test_a_step_that_panics_at_any_text_is_an_error_of_the_file(documents, capfd
     with pytest.raises(InputError, match=f"m: transformers cannot read its tokenizer .*{says}"):
         load_tokenizer(Checkpoint("m", {}, {}, files))
     assert capfd.readouterr().err == ""
+
+
+def test_a_text_that_makes_a_step_panic_leaves_no_report_and_other_messages_in_place(documents, capfd):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$b"}, "behavior": "Isolated", "invert": False}
+    document = documents["byte level"] | {"padding": None, "post_processor": None, "pre_tokenizer": split}
+    files = {"tokenizer.json": FileContent(data=json.dumps(document).encode())}
+    tokenizer = load_tokenizer(Checkpoint("m", {}, {}, files))
+    for encode in (tokenizer, tokenizer.encode, read_tokenizer("m", files).encoder()):
+        with pytest.raises(PanicError):
+            encode("a" * 60)
+        assert encode("a b")
+    assert capfd.readouterr().err == ""
+
+    def within(others):
+        with without_panic():
+            os.write(2, b"one\n")
+            if others:
+                with ThreadPoolExecutor(4) as pool:
+                    list(pool.map(within, [0] * 20))
+
+    within(True)
+    os.write(2, b"two\n")
+    assert capfd.readouterr().err == "one\n" * 21 + "two\n"
 
 
 def test_truncated_models_and_ranks(documents):
