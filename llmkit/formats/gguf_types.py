@@ -23,7 +23,7 @@ class GgufType:
         block: elements of a block.
         nbytes: bytes of a block.
         dtype: the plain dtype it is; None for blocks.
-        is_known: its blocks can be dequantized (by `gguf.quants`).
+        is_known: its blocks can be dequantized.
     """
 
     name: str
@@ -58,7 +58,7 @@ _BLOCKS = (
     GgufType("IQ1_S", 19, 256, 50), GgufType("IQ4_NL", 20, 32, 18), GgufType("IQ3_S", 21, 256, 110),
     GgufType("IQ2_S", 22, 256, 82), GgufType("IQ4_XS", 23, 256, 136), GgufType("IQ1_M", 29, 256, 56),
     GgufType("TQ1_0", 34, 256, 54), GgufType("TQ2_0", 35, 256, 66), GgufType("MXFP4", 39, 32, 17),
-    GgufType("NVFP4", 40, 64, 36), GgufType("Q1_0", 41, 128, 18, is_known=False),
+    GgufType("NVFP4", 40, 64, 36), GgufType("Q1_0", 41, 128, 18), GgufType("Q2_0", 42, 64, 18),
 )  # fmt: skip
 TYPES = {t.code: t for t in (*_PLAIN, *_BLOCKS)}
 TYPE_BY_NAME = {t.name: t for t in TYPES.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from llmkit.architecture.gguf import GgufFamily, Metadata
@@ -29,7 +29,8 @@ def from_gguf(tensors: Mapping[str, Lazy], model: Model, family: GgufFamily) -> 
         SpecError: they do not fit the model.
     """
     stored = model.spelled(family.names)
-    tensors = from_gguf_shapes(_unstacked(tensors, family), stored, family)
+    own = {slot.name for slot in stored.slots.values()}
+    tensors = from_gguf_shapes(_unstacked(_scaled(tensors, own), family), stored, family)
     report = stored.check({name: lazy.spec for name, lazy in tensors.items()})
     if report.problems:
         raise SpecError(f"its tensors do not fit its metadata: {listing(report.problems, 3)}")
@@ -107,6 +108,36 @@ def _norms_shifted(weights: Mapping[str, Lazy], offset: float, family: GgufFamil
 
     is_norm = {w for w in weights if "norm" in w and w.endswith(".weight") and leaf_of(w) not in family.unshifted}
     return {name: shifted(lazy) if name in is_norm else lazy for name, lazy in weights.items()}
+
+
+def _scaled(tensors: Mapping[str, Lazy], own: Set[str]) -> dict[str, Lazy]:
+    """Weights multiplied by their `.scale`, of one element or one for each expert; without those of their inputs.
+
+    llama.cpp has them beside weights of any type (llama-model.cpp), NVFP4 needs them. Tensors of `own` names stay.
+    """
+    found = dict(tensors)
+    for name in [n for n in tensors if n not in own]:
+        stem, _, leaf = name.rpartition(".")
+        weight, scale = tensors.get(f"{stem}.weight"), tensors[name]
+        if weight is None or not leaf.endswith("scale"):
+            continue
+        if leaf == "input_scale":
+            del found[name]
+        elif leaf == "scale" and (scale.spec.numel == 1 or scale.shape == weight.shape[:-2]):
+            found[f"{stem}.weight"] = _times(weight, scale)
+            del found[name]
+    return found
+
+
+def _times(weight: Lazy, scale: Lazy) -> Lazy:
+    is_each = scale.spec.numel > 1
+    shape = (-1, *(1 for _ in weight.shape[1:]))
+
+    def fn(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        return x.float() * by.float().view(shape)
+
+    spec = weight.spec.with_dtype(DType.F32)
+    return Apply("multiply", [weight, scale], spec, fn, input_rows=[1, int(is_each)]).output()
 
 
 def _stacked(tensors: Mapping[str, Lazy], family: GgufFamily) -> dict[str, Lazy]:

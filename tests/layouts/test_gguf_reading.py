@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 from layout_world import config, interleaved, same, state_of
 
 import llmkit
+from llmkit.architecture.registry import default_registry
 from llmkit.architecture.scaling import Llama3Scaling
+from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, LlmkitError, RequirementError
 from llmkit.formats.gguf_header import encode_header, read_header
 from llmkit.layouts.gguf_values import llama3_factors, shortest
+from llmkit.layouts.gguf_weights import from_gguf, to_gguf
 from llmkit.transforms.convert import convert
+from tests.quantization.lazies import held
 
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab"]
 
@@ -117,6 +121,41 @@ def test_logits_are_those_of_transformers_loader(tmp_path, kind):
     with torch.inference_mode():
         want = reference(ids).logits
         assert (model(ids) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+SCALES = {
+    "blk.0.attn_q.scale": 0.5, "blk.0.ffn_down.scale": 3.0, "blk.1.attn_output.scale": 0.25, "output.scale": 1.5,
+    "blk.0.attn_q.input_scale": 7.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.Q8_0], ids=lambda q: q.name)
+def test_weights_with_a_scale_beside_them(tmp_path, kind):
+    """llama.cpp multiplies by it (its files of NVFP4 are so); the scale of inputs is for kernels that round these."""
+    cfg = config(4, 2, 16, ffn=96, vocab=270)
+    state = state_of(cfg)
+
+    def add(writer):
+        for name, value in SCALES.items():
+            writer.add_tensor(name, np.array([value], np.float32))
+
+    path, state = write_gguf(tmp_path / "m.gguf", state, cfg, kind, extra=[add]), stored_as(state, kind)
+    by = {"model.layers.0.self_attn.q_proj": 0.5, "model.layers.0.mlp.down_proj": 3.0,
+          "model.layers.1.self_attn.o_proj": 0.25, "lm_head": 1.5}  # fmt: skip
+    wanted = {n: x.float() * by[stem] if (stem := n.removesuffix(".weight")) in by else x for n, x in state.items()}
+    same(llmkit.open_checkpoint(path), wanted)
+
+
+@pytest.mark.parametrize("scales", [[3.0], [0.5, 2.0, 4.0, 8.0]], ids=["one", "each"])
+def test_experts_with_a_scale_for_each(scales):
+    architecture = default_registry().load(next(p for p in default_registry().plugins if p.name == "mixtral"))
+    ckpt = random_checkpoint(architecture, architecture.tiny_config() | {"num_local_experts": 4})
+    filed = to_gguf(ckpt.tensors, ckpt.require_model(), architecture.gguf)
+    filed["blk.1.ffn_up_exps.scale"] = held(torch.tensor(scales))
+    found = from_gguf(filed, ckpt.require_model(), architecture.gguf)
+    by = {f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight": x for e, x in enumerate((scales * 4)[:4])}
+    assert found.keys() == ckpt.tensors.keys() > by.keys()
+    assert all(torch.equal(found[n].load(), lazy.load() * by.get(n, 1)) for n, lazy in ckpt.tensors.items())
 
 
 def test_parts_and_folders(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -9,15 +12,17 @@ import torch
 from gguf import quants
 
 from llmkit.errors import InputError, RequirementError
-from llmkit.formats.gguf_header import read_header
+from llmkit.formats.gguf_header import encode_header, read_header
 from llmkit.formats.gguf_types import TYPE_BY_NAME, TYPES
 from llmkit.quantization.codecs.gguf import quantized, stored_tensor
+from llmkit.quantization.matrix import matrix_of
 from llmkit.tensors.lazy import Context, Read
 from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the library, for random scales
-BLOCKS = [t for t in TYPES.values() if t.dtype is None and t.is_known]
+OF_GGML = json.loads((Path(__file__).parents[1] / "golden" / "gguf" / "blocks.json").read_text())
+BLOCKS = [t for t in TYPES.values() if t.dtype is None and t.is_known and t.name not in OF_GGML]
 
 
 def written(path, name, data, code):
@@ -49,6 +54,23 @@ def test_dequantized_as_the_library_does(tmp_path, kind, shape):
         node = lazy.node
         pieces = [node.evaluate((i, i + 1), Context())[0] for i in range(node.n_rows)]
         assert torch.equal(bits(torch.cat(pieces)), bits(expected))
+
+
+@pytest.mark.parametrize("name", OF_GGML)
+@pytest.mark.parametrize("n_dims", [1, 2, 3])
+def test_types_that_the_library_lacks_are_restored_as_ggml_does(tmp_path, name, n_dims):
+    raw = b"".join(map(bytes.fromhex, OF_GGML[name]["raw"]))
+    wanted = torch.tensor(OF_GGML[name]["values"])
+    wanted = wanted.view({1: (-1,), 2: (2, -1), 3: (2, 2, -1)}[n_dims])
+    header, offsets, _ = encode_header({"general.architecture": "x"}, [("t", TYPE_BY_NAME[name], tuple(wanted.shape))])
+    (tmp_path / "x.gguf").write_bytes(header.ljust(offsets["t"], b"\0") + raw)
+    file = read_header(tmp_path / "x.gguf")
+    lazy = stored_tensor(file, file.tensors[0])
+    assert torch.equal(bits(lazy.load()), bits(wanted))
+    if n_dims == 2:
+        assert torch.equal(matrix_of(lazy).dequantized(DType.F32).load(), wanted)
+        pieces = [lazy.node.evaluate((i, i + 1), Context())[0] for i in range(2)]
+        assert torch.equal(torch.cat(pieces), wanted)
 
 
 @pytest.mark.parametrize(("dtype", "code"), [(torch.float32, 0), (torch.float16, 1), (torch.bfloat16, 30)], ids=str)

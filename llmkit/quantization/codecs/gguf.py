@@ -1,6 +1,7 @@
 """Blocks of GGUF files: read and dequantized row by row, written from matrices on their grids, or from floats.
 
-Blocks are made floats by `gguf.quants`, so that the bits are those of the gguf library.
+Blocks are made floats by `gguf.quants`, so that the bits are those of the gguf library; what it does not have, by the
+grid of the type.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ def _are_powers(numbers: Lazy) -> bool:
 
 # Written by plain rounding, as the gguf library does, and matrices of other layouts code for code.
 _PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+_BY_GRID = ("Q1_0", "Q2_0")  # which the gguf library does not dequantize
 
 
 def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
@@ -215,11 +217,14 @@ def stored_tensor(file: GgufFile, tensor: GgufTensor) -> Lazy:
 
 def _dequantize(kind: GgufType, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     def fn(raw: torch.Tensor) -> torch.Tensor:
-        from gguf import GGMLQuantizationType, quants
+        rows = raw.view(-1, kind.row_nbytes(shape[-1]))
+        if kind.name in _BY_GRID:
+            values = GRIDS[kind.name].floats(rows.view(len(rows), -1, kind.nbytes)).flatten(1)
+        else:
+            from gguf import GGMLQuantizationType, quants
 
-        rows = raw.view(-1, kind.row_nbytes(shape[-1])).numpy()
-        with np.errstate(all="ignore"):  # damaged scales become NaN, and large ones infinite: no reason for a warning
-            values = torch.from_numpy(quants.dequantize(rows, GGMLQuantizationType(kind.code)))
+            with np.errstate(all="ignore"):  # damaged scales become NaN, and large ones infinite: no warning
+                values = torch.from_numpy(quants.dequantize(rows.numpy(), GGMLQuantizationType(kind.code)))
         return values.view(-1, *shape[1:]) if len(shape) > 1 else values.view(shape)
 
     return fn

@@ -6,10 +6,12 @@
     Q3_K, Q6_K                  (d s) q             3, 6     16      q counts from the middle of its range
     Q4_K, Q5_K                  (d s) q - (e t)     4, 5     32
     Q2_K                        (d s) q - (e t)     2        16
+    Q1_0, Q2_0                  d v                 1, 2     128, 64 v = -1 and 1, or -1 to 2
     IQ4_NL, IQ4_XS, MXFP4       d v, (d s) v, 2^d v 4        32      v from a table of 16 integers
 
 d and e are float16 (d of MXFP4 a byte), s and t integers of at most 8 bits: their products are exact in float32.
-Source: ggml-common.h and ggml-quants.c of ggml-org/ggml; the tests hold every type to `gguf.quants`, bit for bit.
+Source: ggml-common.h and ggml-quants.c of ggml-org/ggml; the tests hold every type to `gguf.quants`, bit for bit, and
+those that it does not have to what ggml itself makes of them.
 """
 
 from __future__ import annotations
@@ -173,6 +175,12 @@ class BlockGrid:
             return half
         return half.float() * -self.integers.read(blocks)[..., self.block // self.group :].float()
 
+    def floats(self, blocks: torch.Tensor) -> torch.Tensor:
+        """The weights, float32 [..., block], of blocks [..., nbytes] of a type with a table."""
+        values = torch.tensor(self.table).float()[self.codes.read(blocks).int()]
+        by_group = values.view(*values.shape[:-1], -1, self.group) * self.scales(blocks).float().unsqueeze(-1)
+        return by_group.flatten(-2)
+
     def pack(
         self, codes: torch.Tensor, halves: Sequence[torch.Tensor], integers: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -221,5 +229,7 @@ GRIDS = {
     "IQ4_NL": BlockGrid(32, 18, 4, 32, Planes(Plane(2, 16)), 0, table=_NL),
     "IQ4_XS": BlockGrid(256, 136, 4, 32, Planes(Plane(8, 128)), 0, None,
                         Planes(Plane(4, 4, 4, 1), Plane(2, 2, 2, 1, 4)), 6, 32, table=_NL),
+    "Q1_0": BlockGrid(128, 18, 1, 128, Planes(Plane(2, 16, 1, 1)), 0, table=(-1, 1)),
+    "Q2_0": BlockGrid(64, 18, 2, 64, Planes(Plane(2, 16, 2, 1)), 0, table=(-1, 0, 1, 2)),
     "MXFP4": BlockGrid(32, 17, 4, 32, Planes(Plane(1, 16)), 0, table=_FP4, has_power=True),
 }  # fmt: skip

@@ -1,10 +1,11 @@
 """Record what llama.cpp makes of floats: types of every preset, and the error of every type of blocks.
 
-    python -m tests.golden.gguf.record        # needs llama-cpp-python; writes presets.json and errors.json beside it
+    python -m tests.golden.gguf.record        # needs llama-cpp-python; writes the JSON files beside it
 
 `presets.json`: for each model of `MODELS` and each preset, with an importance matrix and, where it differs, without,
 the types of all matrices. `errors.json`: for each of `WEIGHTS` and each type of blocks, the root of the mean squared
-error, and of the same weighted by `importance()`.
+error, and of the same weighted by `importance()`. `blocks.json`: for types that the gguf library does not dequantize
+the bytes of two rows of two blocks, as hex, and their values.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def _trained() -> np.ndarray:
     return np.concatenate([ckpt.tensors[n].load().float().numpy().reshape(-1, 256) for n in names])
 
 
+NEWER = [("Q1_0", 128, 18), ("Q2_0", 64, 18)]
+
 WEIGHTS = {"random": _random, "trained": _trained}
 """Float32 [rows, in], 256 divides in."""
 
@@ -115,6 +118,21 @@ def by_ggml(x: np.ndarray, name: str, squares: np.ndarray | None) -> np.ndarray:
     out = np.zeros((len(x), x.shape[1] // n_block * nbytes), np.uint8)
     quantize(int(kind), x.ctypes.data, out.ctypes.data, 0, *x.shape, None if squares is None else squares.ctypes.data)
     return quants.dequantize(out, kind)
+
+
+def _blocks() -> dict[str, dict[str, object]]:
+    import llama_cpp
+
+    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    rng, found = np.random.default_rng(13), {}
+    for name, n_block, nbytes in NEWER:
+        raw = rng.integers(0, 256, (2, 2, nbytes), dtype=np.uint8)
+        raw[..., :2] = rng.standard_normal((2, 2, 1)).astype(np.float16).view(np.uint8)
+        values = np.zeros((2, 2 * n_block), np.float32)
+        restore = getattr(library, f"dequantize_row_{name.lower()}")
+        restore(ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(values.ctypes.data), ctypes.c_int64(values.size))
+        found[name] = {"raw": [row.tobytes().hex() for row in raw], "values": values.tolist()}
+    return found
 
 
 def _errors() -> dict[str, dict[str, dict[str, float]]]:
@@ -169,7 +187,7 @@ def _write_lines(name: str, found: Mapping[str, object]) -> None:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     presets: dict[str, dict[str, dict[str, str]]] = {}
     for name in MODELS:
         presets[name] = {}
@@ -188,6 +206,7 @@ def main() -> None:
                         presets[name][preset + end] = found
     _write_lines("presets.json", presets)
     _write_lines("errors.json", _errors())
+    _write_lines("blocks.json", _blocks())
 
 
 if __name__ == "__main__":
