@@ -13,7 +13,7 @@ from llmkit.architecture.gguf import (
     GgufFamily,
     Metadata,
     main_block,
-    needs_attention,
+    needs_both_sorts,
     needs_experts,
     rotary_share,
 )
@@ -66,7 +66,7 @@ def _sections(model: Model, config: Mapping[str, Any]) -> list[int]:
 def _refuses(model: Model) -> str | None:
     if model.dims.extra["delta_key_dim"] != model.dims.extra["delta_value_dim"]:
         return "heads of its Gated DeltaNets have keys and values of two widths"
-    return needs_attention(model)
+    return needs_both_sorts(model)
 
 
 GGUF_NEXT = GgufFamily(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, main_block
+from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, main_block, needs_both_sorts
 from llmkit.architecture.kinds import Rope
 from llmkit.architecture.model import Model
 
@@ -60,13 +60,6 @@ def _write_granite(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_write(model, config), **scales_of(model, config), "expert_feed_forward_length": None}
 
 
-def _refuses(model: Model) -> str | None:
-    heads = heads_of_layers(model)
-    if all(heads) or not any(heads):
-        return f"all its layers have {'attention' if all(heads) else 'Mamba 2'}"
-    return ssm_gguf.needs_twice(model)
-
-
 BAMBA = GgufFamily(
     "granitehybrid",
     pairs="interleaved",
@@ -76,7 +69,7 @@ BAMBA = GgufFamily(
     config={"hidden_act": "silu"},
     read_names=_read_bamba,
     write=_write,
-    refuses=_refuses,
+    refuses=lambda model: needs_both_sorts(model) or ssm_gguf.needs_twice(model),
     claims=lambda metadata, _: _SCALE not in metadata,
 )
 GRANITE = replace(

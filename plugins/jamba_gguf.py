@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_attention, needs_experts
+from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_both_sorts, needs_experts
 from llmkit.architecture.model import Model
 from llmkit.errors import InputError, listing
 
@@ -57,5 +57,5 @@ GGUF = GgufFamily(
     config={"hidden_act": "silu"},
     read_names=_read,
     write=_write,
-    refuses=lambda model: ssm_gguf.needs_twice(model) or needs_attention(model),
+    refuses=lambda model: ssm_gguf.needs_twice(model) or needs_both_sorts(model),
 )

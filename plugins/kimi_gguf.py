@@ -7,10 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.experts import Experts
-from llmkit.architecture.gguf import DECAY, Form, GgufFamily, Metadata, needs_experts
+from llmkit.architecture.gguf import (
+    DECAY,
+    Form,
+    GgufFamily,
+    Metadata,
+    have_attention,
+    needs_both_sorts,
+    needs_experts,
+)
 from llmkit.architecture.gguf_experts import DENSE_FIRST_KEYS, dense_first_metadata
 from llmkit.architecture.keys import as_bool
-from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
 
 from . import latent
@@ -37,10 +44,9 @@ def _read(metadata: Metadata) -> dict[str, Any]:
 
 
 def _write(model: Model, _: Mapping[str, Any]) -> dict[str, Any]:
-    is_full = [isinstance(getattr(block, "attention", None), LatentAttention) for block in model.blocks]
     return {
         **compressed(model),
-        "attention.head_count_kv": [int(full) for full in is_full],
+        "attention.head_count_kv": [int(has) for has in have_attention(model)],
         "ssm.conv_kernel": model.dims.extra["delta_kernel"],
         "kda.head_dim": model.dims.extra["delta_key_dim"],
         **dense_first_metadata(model),
@@ -56,7 +62,7 @@ def _refuses(model: Model) -> str | None:
     mlps = [getattr(block, "mlp", None) for block in model.blocks]
     if not all(as_bool(mlp.router.is_normalized) for mlp in mlps if isinstance(mlp, Experts)):
         return "it divides the weights of the chosen experts by their sum"
-    return needs_experts(model)
+    return needs_experts(model) or needs_both_sorts(model)
 
 
 _WHOLE = replace(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.architecture.architecture import Architecture, Dims
-from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_attention
+from llmkit.architecture.gguf import GgufFamily, Metadata, heads_of_layers, needs_both_sorts
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Head, NoPositions, PerLayer, RMSNorm, Rope
 from llmkit.architecture.layer_types import layer_type
@@ -92,7 +92,7 @@ ARCHITECTURE = Architecture(
             "attention.head_count_kv": heads_of_layers(model),
             "shortconv.l_cache": model.dims.evaluate("kernel"),
         },
-        refuses=needs_attention,
+        refuses=needs_both_sorts,
     ),
     names=Names(
         embed="model.embed_tokens",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.experts import Experts, Router
-from llmkit.architecture.gguf import needs_attention, needs_experts
+from llmkit.architecture.gguf import needs_both_sorts, needs_experts
 from llmkit.architecture.keys import Key, lookup
 from llmkit.architecture.kinds import Block, GatedMLP, Head, PerLayer
 from llmkit.architecture.model import Model
@@ -73,7 +73,7 @@ ARCHITECTURE = replace(
         keys={**LFM2.gguf.keys, "leading_dense_block_count": "num_dense_layers", "expert_count": "num_experts"},
         config={},
         write=_write,
-        refuses=lambda model: needs_experts(model) or needs_attention(model),
+        refuses=lambda model: needs_experts(model) or needs_both_sorts(model),
     ),
     tiny={
         "architectures": ["Lfm2MoeForCausalLM"], "model_type": "lfm2_moe", "num_key_value_heads": 2,

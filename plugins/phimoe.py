@@ -109,7 +109,10 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", False), bias=Key("lm_head_bias", False)),
     names=replace(MIXTRAL.names, in_memory={"block_sparse_moe.gate": "mlp.router"}),  # since transformers 5
     no_gguf="llama.cpp weighs its experts by a plain softmax, and has RMSNorm where it has LayerNorm",
-    unused=("router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale"),
+    unused=(
+        "router_aux_loss_coef", "output_router_logits", "input_jitter_noise", "rope_*.*_mscale",
+        "use_sliding_window",  # a window that is stated counts; transformers 4.57's masks alone look at this key
+    ),
     fixed={"num_experts_per_tok": 2},
     tiny=_TINY,
     variants={

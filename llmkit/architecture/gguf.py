@@ -15,6 +15,7 @@ from typing import Any, Literal
 from llmkit.architecture.attention import GroupedQuery
 from llmkit.architecture.experts import Experts
 from llmkit.architecture.kind import Kind
+from llmkit.architecture.latent import LatentAttention
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Entry, Fused, Names, Stacked, stem_of
 from llmkit.architecture.parallel_experts import ParallelExperts
@@ -207,10 +208,14 @@ def mixture_of(block: Kind) -> Experts | None:
     return mlp if isinstance(mlp, Experts) else None
 
 
+def have_attention(model: Model) -> list[bool]:
+    """Whether each layer keeps keys and values, or what they are made of."""
+    return [isinstance(getattr(block, "attention", None), GroupedQuery | LatentAttention) for block in model.blocks]
+
+
 def heads_of_layers(model: Model) -> list[int]:
     """The number of key heads of each layer, 0 for one without attention."""
-    has_attention = [isinstance(getattr(block, "attention", None), GroupedQuery) for block in model.blocks]
-    return [model.dims.kv_heads * has for has in has_attention]
+    return [model.dims.kv_heads * has for has in have_attention(model)]
 
 
 def needs_all_heads(model: Model) -> str | None:
@@ -218,9 +223,12 @@ def needs_all_heads(model: Model) -> str | None:
     return None if model.dims.heads == model.dims.kv_heads else "it reads a key head for each query head"
 
 
-def needs_attention(model: Model) -> str | None:
-    """Why llama.cpp cannot run a model of a family whose files always have keys and values."""
-    return None if any(heads_of_layers(model)) else "none of its layers has attention"
+def needs_both_sorts(model: Model) -> str | None:
+    """Why llama.cpp cannot run a hybrid of one sort of layers: it has no buffer for the state of the other."""
+    has = have_attention(model)
+    if any(has) and not all(has):
+        return None
+    return "all its layers have attention" if all(has) else "none of its layers has attention"
 
 
 def needs_experts(model: Model) -> str | None:

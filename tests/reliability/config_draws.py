@@ -294,6 +294,7 @@ _FITTING: dict[str, dict[str, Callable[[Mapping[str, Any], random.Random], Any]]
         ),
         "moe_layers": lambda config, draw: draw.choice([None, [0, config["num_hidden_layers"] - 1]]),
     },
+    "phimoe": {"use_sliding_window": lambda config, draw: None},  # transformers 4.57 alone reads it
     "phi3": {
         "rope_parameters": lambda config, draw: None,
         "rope_scaling": _long_rope,

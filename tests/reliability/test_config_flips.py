@@ -21,6 +21,12 @@ DOUBTFUL |= {("ernie4_5_moe", "moe_norm_min")}  # a floor that the sums computed
 OF_THE_ORIGINAL = {("mpt", key) for key in ("expansion_ratio", "logit_scale", "no_bias", "norm_type")}
 # transformers 5 gives it to the layers without a window only, transformers 4 and the original to all.
 OF_THE_ORIGINAL |= {("olmo3", "rope_theta")}
+if transformers.__version__.startswith("4."):  # what transformers 5 writes, and 4 does not look at
+    OF_THE_ORIGINAL |= {
+        (name, key)
+        for name in FAMILIES
+        for key in ("rope_parameters", "rope_scaling.rope_theta", "rope_scaling.partial_rotary_factor")
+    }
 ODD = "rotary positions would turn"  # an odd number of dims
 NO_NUMBER = "is True, expected a finite number"
 

@@ -43,7 +43,6 @@ UNDRAWN = {
     # transformers 4
     ("gpt_neox", "rms_norm_eps"): "of a class that no model is made of",
     ("jamba", "sliding_window"): "of FlashAttention alone",
-    ("phimoe", "use_sliding_window"): "of the mask alone",
 }
 
 

@@ -204,19 +204,22 @@ def test_there_and_back(tmp_path, name, variant):
     assert plain[0].dims.context in (None, plain[1].dims.context)
 
 
-WITHOUT_ATTENTION = {
-    "lfm2": {"layer_types": ["conv"] * 2},
-    "qwen3_5": {"layer_types": ["linear_attention"] * 2},
-    "jamba": {"attn_layer_offset": 9, "attn_layer_period": 10},
+ONE_SORT = {  # without attention, and with attention alone
+    "lfm2": ({"layer_types": ["conv"] * 2}, {"layer_types": ["full_attention"] * 2}),
+    "qwen3_5": ({"layer_types": ["linear_attention"] * 2}, {"layer_types": ["full_attention"] * 2}),
+    "jamba": ({"attn_layer_offset": 9, "attn_layer_period": 10}, {"attn_layer_offset": 0, "attn_layer_period": 1}),
+    "kimi_linear": ({"layer_types": ["linear_attention"] * 2}, {"layer_types": ["full_attention"] * 2}),
+    "bamba": ({"attn_layer_indices": []}, {"attn_layer_indices": [0, 1]}),
 }
 
 
-@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
-def test_a_hybrid_without_attention_is_refused(name):
-    """llama.cpp stops at an assertion: it has no buffer for keys and values of no layer."""
-    config = tiny_config(name) | {"num_hidden_layers": 2} | WITHOUT_ATTENTION[name]
-    with pytest.raises(RequirementError, match="none of its layers has attention"):
-        convert(random_checkpoint(FAMILIES[name], config), to="gguf", type="f32")
+@pytest.mark.parametrize("name", ONE_SORT)
+def test_a_hybrid_of_one_sort_of_layers_is_refused(name):
+    """llama.cpp stops at an assertion: it has no buffer for keys and values, or for states, of no layer."""
+    for changes, words in zip(ONE_SORT[name], ("none of its layers has", "all its layers have"), strict=True):
+        config = tiny_config(name) | {"num_hidden_layers": 2} | changes
+        with pytest.raises(RequirementError, match=f"{words} attention"):
+            convert(random_checkpoint(FAMILIES[name], config), to="gguf", type="f32")
 
 
 @pytest.mark.parametrize("name", NEEDS_HEAD)
