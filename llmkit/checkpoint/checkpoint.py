@@ -24,6 +24,7 @@ from llmkit.formats.container import Container, SafetensorsFiles
 from llmkit.formats.folder import is_weight_file, left_unread, weight_set
 from llmkit.formats.json_text import read_object
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES
+from llmkit.formats.unreadable import refuse_no_files
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import OpenedLayout
 from llmkit.layouts.opening import open_foreign
@@ -32,6 +33,7 @@ from llmkit.tensors.spec import TensorSpec
 
 T = TypeVar("T")
 _COPIED_SUFFIXES = (".json", ".txt", ".md", ".model", ".jinja", ".tiktoken", ".yaml", ".yml")
+_READ = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 _COPIED_NAMES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
@@ -203,6 +205,7 @@ def open_tokenizer_folder(model: str | Path) -> Checkpoint | None:
     path = resolve_path(model)
     if not path.is_dir() or any(p.suffix != ".json" and is_weight_file(p.name) for p in path.iterdir()):
         return None
+    refuse_no_files(path, _READ)
     config = read_object(path / "config.json") if (path / "config.json").is_file() else {}
     return Checkpoint(path.name or path.resolve().name, {}, config, _small_files(path), origin=path)
 
@@ -213,6 +216,7 @@ def _small_files(path: Path) -> dict[str, FileContent]:
 
 
 def _opened(path: Path) -> Checkpoint:
+    refuse_no_files(*((path, _READ) if path.is_dir() else (path.parent, _READ[:1])))
     candidate = Candidate(path)
     opened = open_foreign(candidate)
     if opened is not None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llmkit.errors import InputError, nearest
+from llmkit.formats.unreadable import kind_of_entry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -26,6 +27,8 @@ def resolve_path(model: str | Path) -> Path:
         return path
     if path.exists():
         raise InputError(f"{model} is neither a folder nor a regular file (a pipe, a socket or a device)")
+    if path.is_symlink():
+        raise InputError(f"{model} is {kind_of_entry(path)}", hint="give the folder or file itself")
     text = str(model)
     if _HUB_ID.fullmatch(text) and not path.parent.exists():
         return _from_hub(text)

@@ -12,6 +12,7 @@ from llmkit.formats import adapter_mlx, adapter_other
 from llmkit.formats.adapter import Adapter, from_peft
 from llmkit.formats.adapter_files import CONFIG_NAME, find_weights, read_tensors
 from llmkit.formats.json_text import read_object
+from llmkit.formats.unreadable import refuse_no_files
 
 
 def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
@@ -29,6 +30,7 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     folder = file.parent
     tensors = read_tensors(file)
     label = folder.name if path.is_dir() else f"{folder.name}/{file.name}"
+    refuse_no_files(folder, [CONFIG_NAME])
     config_path = folder / CONFIG_NAME
     config = read_object(config_path) if config_path.is_file() else {}
     if adapter_mlx.is_mlx(config, tensors):

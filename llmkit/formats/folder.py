@@ -10,7 +10,14 @@ from pathlib import Path
 from llmkit.errors import InputError, listing
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
-from llmkit.formats.unreadable import no_weight_file, no_weights, read_head, refuse_pointer
+from llmkit.formats.unreadable import (
+    kind_of_entry,
+    no_weight_file,
+    no_weights,
+    read_head,
+    refuse_no_files,
+    refuse_pointer,
+)
 from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Lazy, reads_below
 
@@ -64,6 +71,7 @@ def read_folder(folder: Path) -> dict[str, Lazy]:
         return _read_sharded(folder, chosen) if chosen.name in INDEX_NAMES else read_file(chosen)
     loose = _loose(folder)
     if not loose:
+        refuse_no_files(folder, sorted(p.name for p in folder.iterdir() if is_weight_file(p.name) and not p.is_dir()))
         raise no_weights(folder)
     refuse_gaps(folder, loose)
     return _joined(folder, loose)
@@ -183,6 +191,7 @@ def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: lis
     """The error for shards that an index names and that are missing; other files may hold their tensors."""
     n_files = len(dict.fromkeys(weight_map.values()))
     message = f"{folder}: {len(missing)} of {n_files} shards are missing: {listing(missing)}"
+    message += "".join(f"; {name} is {kind}" for name in missing[:1] if (kind := kind_of_entry(folder / name)))
     others = _loose(folder)
     strays = [p for p in others if p.name not in weight_map.values()]
     try:

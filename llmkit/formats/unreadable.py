@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmkit.errors import InputError
@@ -123,3 +125,31 @@ def no_weights(folder: Path) -> InputError:
     elif any(n.startswith(_STATE) for n in names):
         message += "; it holds the state of a training run"
     return InputError(message, hint=hint)
+
+
+def kind_of_entry(path: Path) -> str:
+    """What stands at a path where a file is looked for, in words; empty where there is nothing, or a file."""
+    if path.is_file() or not os.path.lexists(path):
+        return ""
+    if path.is_dir():
+        return "a folder, no file"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return f"a symbolic link to {os.readlink(path)}, which is not there"
+    except OSError as error:
+        return f"a symbolic link that leads nowhere ({error.strerror})"
+    return "no regular file"
+
+
+def refuse_no_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse what has a name that is read and is no file: a link to nowhere, a pipe; it would pass for absent.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name in names:
+        if kind := kind_of_entry(folder / name):
+            raise InputError(
+                f"{folder / name} is {kind}", hint="copy the file from the model's source again, or remove it"
+            )

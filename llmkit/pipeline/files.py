@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from llmkit.errors import OutputError
 from llmkit.pipeline.commit import sync_folder, write_synced
 from llmkit.pipeline.rename import rename_new
-from llmkit.pipeline.target import disk_errors, partial_path
+from llmkit.pipeline.target import disk_errors, partial_path, require_parent
 
 _HEAD_NBYTES = 1 << 16
 
@@ -26,11 +25,7 @@ def check_file(path: Path, what: str, is_such: Callable[[bytes], bool]) -> None:
         OutputError: saying what is there.
     """
     with disk_errors(path):
-        if not path.absolute().parent.is_dir():
-            raise OutputError(
-                f"cannot write {path}: the folder {path.parent} does not exist",
-                hint=f"mkdir -p {shlex.quote(str(path.parent))}",
-            )
+        require_parent(path)
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder", hint="name a file in it")
         for each in (path, partial_path(path)):

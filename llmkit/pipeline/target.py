@@ -17,6 +17,7 @@ from llmkit.checkpoint.statistics import KEY
 from llmkit.errors import InputError, OutputError, listing
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.unreadable import kind_of_entry
 from llmkit.tensors.spec import format_bytes
 
 _MOST_LINKS = 10_000  # entries of an input folder that are looked at for links into OUT
@@ -59,11 +60,7 @@ class Target:
         """
         out = self.out
         with disk_errors(out):
-            if not out.parent.is_dir():
-                raise OutputError(
-                    f"cannot write {out}: the folder {out.parent} does not exist",
-                    hint=f"mkdir -p {shlex.quote(str(out.parent))}",
-                )
+            require_parent(out)
             if out.name in ("", ".."):
                 raise OutputError(f"{out} already exists", hint="name a new folder: -o OUT")
             self.check_replaced()
@@ -237,3 +234,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         hint = "choose another -o, where you may write" if refused else "choose another -o"
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+def require_parent(path: Path) -> None:
+    """Refuse a path whose folder is not there.
+
+    Raises:
+        OutputError: with the command that makes it, or with what stands in its place.
+    """
+    if path.absolute().parent.is_dir():
+        return
+    there = next((p for p in path.parents if os.path.lexists(p)), path)
+    if not there.is_dir():
+        kind = kind_of_entry(there) or "a file, no folder"
+        raise OutputError(f"cannot write {path}: {there} is {kind}", hint="choose another -o")
+    raise OutputError(
+        f"cannot write {path}: the folder {path.parent} does not exist",
+        hint=f"mkdir -p {shlex.quote(str(path.parent))}",
+    )

@@ -18,6 +18,7 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.folder import is_weight_file
 from llmkit.formats.tokenizer_files import TOKENIZER_FILES, FileKind, names_of
+from llmkit.formats.unreadable import refuse_no_files
 from llmkit.tokenization.added_tokens import added_tokens
 from llmkit.tokenization.checked import read_tokenizer_json
 from llmkit.tokenization.fast import FastTokenizer
@@ -232,6 +233,7 @@ def tokenizer_contents(path: Path) -> dict[str, FileContent]:
         InputError: the path, or weights that might carry a vocabulary, cannot be read.
     """
     if path.is_dir():
+        refuse_no_files(path, TOKENIZER_FILES)
         inside = sorted(p for p in path.iterdir() if p.is_file())
         files = {p.name: FileContent(path=p) for p in inside if p.name in TOKENIZER_FILES}
         if _has_vocabulary(files) or not any(is_weight_file(p.name) for p in inside):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,25 @@ def without_the_call(monkeypatch):
 
 def save(source: Path, out: Path, **options):
     return llmkit.save(llmkit.open_checkpoint(source).derive(), out, **options)
+
+
+@pytest.mark.parametrize(
+    ("out", "message", "hint"),
+    [
+        ("a/b/c", "the folder .*a/b does not exist", "mkdir -p .*a/b"),
+        ("file/c", "file is a file, no folder", "choose another -o"),
+        ("file/b/c", "file is a file, no folder", "choose another -o"),
+        ("link/c", "link is a symbolic link to nowhere, which is not there", "choose another -o"),
+        ("loop/b/c", "loop is a symbolic link that leads nowhere", "choose another -o"),
+    ],
+)
+def test_what_stands_where_the_outputs_folder_should(source, tmp_path, out, message, hint):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match=message) as error:
+        save(source, tmp_path / out)
+    assert re.search(hint, error.value.hint)
 
 
 @pytest.mark.parametrize("has_system_call", [True, False])
