@@ -13,7 +13,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.embeddings import with_true_tying
-from llmkit.checkpoint.file_content import FileContent, read_generation_config
+from llmkit.checkpoint.file_content import FileContent, damaged_generation_config, read_generation_config
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.order import in_order, sort_tensors
@@ -237,15 +237,16 @@ def _opened(path: Path) -> Checkpoint:
             f"{listing(unread)} {'are' if len(unread) > 1 else 'is'} not"
         )
     tensors, notes = in_family_names(candidate.tensors, config)
+    files = _small_files(path)
     return Checkpoint(
         label=path.name or path.resolve().name,
         tensors=sort_tensors(tensors),
         config=config,
-        files=_small_files(path),
+        files=files,
         origin=path,
         history=recipe_of(path),
         notes=(*candidate.wrapper_notes, *notes),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *damaged_generation_config(files)),
     )
 
 
@@ -277,7 +278,7 @@ def _from_layout(path: Path, opened: OpenedLayout) -> Checkpoint:
         origin=path,
         history=recipe,
         notes=opened.notes,
-        warnings=opened.warnings,
+        warnings=(*opened.warnings, *damaged_generation_config(files)),
         layout=opened.layout,
         details=opened.details,
     )

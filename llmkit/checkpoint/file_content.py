@@ -67,9 +67,22 @@ class FileContent:
 
 def read_generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
     """The contents of generation_config.json among the files of a checkpoint; empty where none can be read."""
-    if GENERATION_CONFIG not in files:
-        return {}
     try:
-        return parse_object(files[GENERATION_CONFIG].read(), GENERATION_CONFIG)
+        return _generation_config(files)
     except InputError:
         return {}
+
+
+def damaged_generation_config(files: Mapping[str, FileContent]) -> list[str]:
+    """A warning of a generation_config.json that cannot be read, if there is such a one."""
+    try:
+        _generation_config(files)
+    except InputError as error:
+        return [f"{error.message}: it is passed over, as transformers does, and with it the tokens that end a text"]
+    return []
+
+
+def _generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
+    if GENERATION_CONFIG not in files:
+        return {}
+    return parse_object(files[GENERATION_CONFIG].read(), GENERATION_CONFIG)

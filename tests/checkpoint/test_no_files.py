@@ -71,3 +71,12 @@ def test_an_adapters_config_that_is_no_file(tmp_path):
     (tmp_path / "adapter_config.json").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"adapter_config.json is a symbolic link to nowhere"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"eos_token_id": 2}x', "\x00", '{"a": 1}' * 2])
+def test_a_damaged_generation_config_is_told(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    (warning,) = (w for w in open_checkpoint(folder).warnings if "generation_config" in w)
+    assert "it is passed over, as transformers does" in warning
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    assert not [w for w in open_checkpoint(folder).warnings if "generation_config" in w]
