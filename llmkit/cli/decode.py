@@ -88,10 +88,10 @@ def refuse_coded(path: str, why: str, base: str, release: str) -> None:
     Raises:
         RequirementError: it is one.
     """
-    from llmkit.releases.kind import XORED, command_for, release_kind
+    from llmkit.releases.kind import XORED, command_for, has_clear_config, release_kind
 
     kind = release_kind(Path(path))
-    if kind is not None:
+    if kind is not None and not (kind == XORED and has_clear_config(Path(path))):
         what = "an XOR release" if kind == XORED else "an encrypted release"
         raise RequirementError(f"{path} is {what}{why}", hint=command_for(kind, base, release))
 

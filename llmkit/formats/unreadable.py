@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _HEADS = (
     (b"\x93NUMPY", "a NumPy array"), (b"7z\xbc\xaf", "a 7z archive"), (b"\xfd7zXZ", "an xz archive"),
     (b"ggml", "GGML of before GGUF"), (b"ggjt", "GGML of before GGUF"), (b"tjgg", "GGML of before GGUF"),
     (b"lmgg", "GGML of before GGUF"), (b"fmgg", "GGML of before GGUF"),
-    (b"algg", "an adapter of llama.cpp from before GGUF"),
+    (b"GGUF", "a GGUF file of another name"), (b"algg", "an adapter of llama.cpp from before GGUF"),
 )  # fmt: skip
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".mlmodel", ".tflite")
 # What programs that only run models make of them: how a file or folder is named, whose it is.
@@ -64,7 +65,9 @@ def refuse_pointer(path: Path, head: bytes) -> None:
 def no_weight_file(path: Path, head: bytes) -> InputError:
     """The error for a file that is no weight file, by its first bytes."""
     named = next((words for start, words in _HEADS if head.startswith(start)), None)
-    if named is None and head and all(b in b"\t\n\r\x1b" or b >= 32 for b in head):
+    if named is None and head and not any(head):
+        named = "zeros where its header should be"
+    elif named is None and head and _is_text(head):
         named = "text, not weights"
     if not head:
         named = "empty"
@@ -73,12 +76,25 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
         return InputError(f"{path} is {runtime}'s, neither safetensors nor a torch pickle", hint=_SOURCE)
     if named is not None and "archive" in named:
         hint = "unpack it, and give the folder"
+    elif head.startswith(b"GGUF"):
+        hint = f"rename it: {path.with_suffix('.gguf').name}"
+    elif head and not any(head):
+        hint = "it is damaged: fetch it again; of an XOR release: llmkit delta xor BASE RELEASE -o OUT"
     elif path.suffix in _WEIGHTS:
         hint = "it is another program's, or damaged: fetch it again"
     elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
         hint = f"give the folder: {path.parent}"
     description = f"is {named}" if named else f"begins with {head[:8]!r}"
     return InputError(f"{path} {description}: neither safetensors nor a torch pickle", hint=hint)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file begins with text in UTF-8; a character may be cut at the end."""
+    try:
+        getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(b in b"\t\n\r\x1b" or b >= 32 for b in head)
 
 
 def _runtime(path: Path, head: bytes) -> str | None:

@@ -29,9 +29,15 @@ def release_kind(path: Path) -> str | None:
 
 def _is_xored(head: bytes) -> bool:
     """Two files of one format agree in their first bytes, so their exclusive or begins with zeros."""
-    if safetensors.looks_like(head) or torch_pickle.looks_like(head):
+    if safetensors.looks_like(head) or torch_pickle.looks_like(head) or head[8:9] == b"{":  # a header in clear
         return False
     return head[:4] == bytes(4) or head[:3] == _GZIP or (len(head) >= 9 and head[4:9] == bytes(5))
+
+
+def has_clear_config(path: Path) -> bool:
+    """Whether a folder's config.json is not coded, as all files of a release are: weights of zeros are damaged then."""
+    config = path / "config.json"
+    return config.is_file() and read_head(config).lstrip()[:1] == b"{"
 
 
 def command_for(kind: str, base: str, release: str) -> str:

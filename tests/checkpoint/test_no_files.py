@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from llmkit.checkpoint.checkpoint import open_checkpoint, open_tokenizer_folder
+from llmkit.cli.app import main
 from llmkit.errors import InputError
 from llmkit.formats.adapter_opening import read_adapter
 from llmkit.tokenization.bundle import tokenizer_contents
@@ -71,6 +72,24 @@ def test_an_adapters_config_that_is_no_file(tmp_path):
     (tmp_path / "adapter_config.json").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"adapter_config.json is a symbolic link to nowhere"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "says", "hint"),
+    [
+        (bytes(4096), "zeros where its header should be", "damaged: fetch it again"),
+        (bytes(8) + b'{"a": {}}', "begins with", "damaged: fetch it again"),
+        (b"\xff" * 64, "begins with", "damaged: fetch it again"),
+        ("Ein schöner Text".encode() * 4, "text, not weights", "damaged: fetch it again"),
+        (b"GGUF\3\0\0\0", "a GGUF file of another name", "rename it: model.gguf"),
+    ],
+)
+def test_weights_that_are_something_else(folder, capsys, head, says, hint):
+    (folder / "model.safetensors").write_bytes(head)
+    assert main(["inspect", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"model.safetensors {'' if says == 'begins with' else 'is '}{says}" in said
+    assert hint in said
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"eos_token_id": 2}x', "\x00", '{"a": 1}' * 2])
