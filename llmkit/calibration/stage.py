@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmkit.decoder.load import load_blocks
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
+from llmkit.pipeline.progress import duration
 from llmkit.pipeline.stage import Block, BlockResult, Stage
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
@@ -67,6 +69,7 @@ class BlockStage:
         self._path: Path | None = None
         self._run: Iterator[Block] | None = None
         self._is_stopped: Callable[[], bool] = lambda: False  # of the run that computes blocks
+        self._first: tuple[int, float] | None = None  # the first block that it computes, and when it began
         self.done: list[Block] = []
         self.n_windows: int | None = None
 
@@ -92,6 +95,7 @@ class BlockStage:
 
     def _started(self, path: Path | None, context: Context) -> Iterator[Block]:
         n_blocks, work = self._plan()
+        self._first = None
         digest = hashlib.sha256(json.dumps([self._ckpt.fingerprints(), work], sort_keys=True).encode()).hexdigest()
         names = ["text", *(str(i) for i in range(n_blocks))]
         return Stage(path, digest, in_workspace=path is not None).run(names, partial(self._computed, context, n_blocks))
@@ -101,10 +105,19 @@ class BlockStage:
             rows = self._windows(self.loaded[0].context, context.is_stopped)
             ids = torch.tensor(rows)
             return BlockResult({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
-        context.report(f"block {int(name) + 1}/{n_blocks}")
+        context.report(f"block {int(name) + 1}/{n_blocks}{self._time_left(int(name), n_blocks)}")
         ids = state["ids"].load()
         computed = self._compute(Blocks(*self.loaded, ids), int(name), state, context)
         return BlockResult(computed.result, [("ids", ids), *computed.state], computed.kept)
+
+    def _time_left(self, index: int, n_blocks: int) -> str:
+        """Words for how long the blocks from this one on will take, as those did that this run computed before it."""
+        if self._first is None:
+            self._first = index, time.monotonic()
+        first, began = self._first
+        if index == first:
+            return ""
+        return f", {duration((n_blocks - index) * (time.monotonic() - began) / (index - first))} left"
 
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:

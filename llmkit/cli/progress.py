@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
+_TELLING_SHARE = 0.01  # of the work: what was done before it does not tell how long the rest will take
 _WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same
 _QUIET_S = 1.0  # after so long without a word the line of `StatusLine` appears
 _USUAL = 80  # columns, where a terminal does not say
@@ -125,11 +126,18 @@ class Bar:
             DownloadColumn,
             MofNCompleteColumn,
             ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        class TimeLeft(TimeRemainingColumn):
+            def render(self, task: Task) -> Text:
+                is_telling = task.total is None or task.completed >= task.total * _TELLING_SHARE
+                return super().render(task) if is_telling else Text("-:--:--", style="progress.remaining")
 
         self.end()
         amount: list[ProgressColumn] = (
@@ -142,7 +150,7 @@ class Bar:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=bar_width),
             *amount,
-            TimeRemainingColumn(),
+            TimeLeft(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
@@ -206,8 +214,6 @@ class Lines:
 
     def _describe(self, elapsed: float) -> str:
         rate = self._done / elapsed if elapsed else 0.0
-        left = (self._total - self._done) / rate if rate else 0.0
-        minutes, seconds = divmod(round(left), 60)
         share = f"{self._done / self._total:4.0%}" if self._total else ""
         if self._unit == "B":
             amount = f"{format_bytes(self._done)} of {format_bytes(self._total)}, {format_bytes(rate)}/s"
@@ -216,6 +222,9 @@ class Lines:
             amount = f"{self._done} of {self._total} {self._unit}, {rate:{form}}/s"
         if self._note:
             return f"{self._label}: {share} ({self._note})"
+        if self._done < self._total * _TELLING_SHARE or not rate:
+            return f"{self._label}: {share} ({amount})"
+        minutes, seconds = divmod(round((self._total - self._done) / rate), 60)
         return f"{self._label}: {share} ({amount}, {minutes}:{seconds:02d} left)"
 
     def end(self) -> None:

@@ -83,6 +83,17 @@ def test_lines_come_each_tenth_or_half_minute():
     ]
 
 
+def test_what_is_left_is_not_told_from_next_to_nothing():
+    """A norm of 16 bytes is written, and then a block of matrices is computed for half a minute."""
+    now, said = [0.0], list[str]()
+    lines = Lines(said.append, lambda: now[0])
+    lines.begin(119_000_000, "writing", "B")
+    lines.advance(16)
+    now[0] += 31
+    lines.advance(16)
+    assert said == ["writing:   0% (32 B of 119 MB, 1 B/s)"]
+
+
 def test_quick_work_says_nothing():
     said: list[str] = []
     lines = Lines(said.append, lambda: 0.0)
