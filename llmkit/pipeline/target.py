@@ -61,6 +61,11 @@ class Target:
         out = self.out
         with disk_errors(out):
             require_parent(out)
+            if not os.access(out.absolute().parent, os.W_OK):  # before its free space, of which there may be none
+                raise OutputError(
+                    f"cannot write {out}: {out.parent} is read-only, or may not be written by you",
+                    hint="choose another -o, where you may write",
+                )
             if out.name in ("", ".."):
                 raise OutputError(f"{out} already exists", hint="name a new folder: -o OUT")
             self.check_replaced()
@@ -224,7 +229,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.EFBIG:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}",
-                hint="the disk (FAT32: 4 GB) or `ulimit -f` takes no file so large: --max-shard-size 2GB",
+                hint="the disk (FAT32: 4 GB) or `ulimit -f` takes no file so large: choose another -o, or, where the "
+                "layout has shards, --max-shard-size 2GB",
             ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(

@@ -58,6 +58,16 @@ def test_what_stands_where_the_outputs_folder_should(source, tmp_path, out, mess
     assert re.search(hint, error.value.hint)
 
 
+def test_a_place_that_is_read_only_is_no_lack_of_space(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(OutputError, match="has 0 B free"):
+        save(source, tmp_path / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write where it is not allowed to
+    with pytest.raises(OutputError, match=r"is read-only, or may not be written by you") as error:
+        save(source, tmp_path / "out")
+    assert error.value.hint == "choose another -o, where you may write"
+
+
 @pytest.mark.parametrize("has_system_call", [True, False])
 def test_what_comes_into_being_during_the_run_stays(source, tmp_path, monkeypatch, has_system_call):
     if not has_system_call:
