@@ -2,8 +2,9 @@
 
 A group is one seam of llmkit: `llmkit.architectures` (decoder families), `llmkit.layouts` (files of other programs),
 `llmkit.codecs` (layouts of quantized matrices), `llmkit.methods` (ways to quantize one),
-`llmkit.report_formats` (forms of a report), `llmkit.protocols` (ways to score a benchmark), `llmkit.engines` (what
-scores in a decoder's place). Built-in entries stand in llmkit's own pyproject.toml.
+`llmkit.tokenizers` (files of tokenizers that were published with code), `llmkit.report_formats` (forms of a report),
+`llmkit.protocols` (ways to score a benchmark), `llmkit.engines` (what scores in a decoder's place). Built-in entries
+stand in llmkit's own pyproject.toml.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,6 +85,28 @@ def load(entry: EntryPoint) -> Any:
         hint = "install llmkit again, as its README says" if entry.is_builtin else f"update or uninstall {entry.origin}"
         message = f"plugin {entry.name} ({entry.origin}) cannot be loaded: {type(error).__name__}: {error}"
         raise PluginError(message, hint=hint) from error
+
+
+def loaded(group: str, kind: type[T]) -> Mapping[str, T]:
+    """The objects of a group that are of a kind, by name; those of other distributions that cannot be loaded are left
+    out: `llmkit doctor` names them.
+
+    Raises:
+        PluginError: one of llmkit's own cannot be loaded.
+    """
+    return {name: each for name, each in _loaded(entries(group)).items() if isinstance(each, kind)}
+
+
+@cache
+def _loaded(registered: tuple[EntryPoint, ...]) -> Mapping[str, Any]:
+    objects = {}
+    for entry in registered:
+        try:
+            objects[entry.name] = load(entry)
+        except PluginError:
+            if entry.is_builtin:
+                raise
+    return objects
 
 
 def by_name(group: str, name: str, what: str, kind: type[T]) -> T:

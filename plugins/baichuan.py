@@ -16,7 +16,7 @@ from llmkit.architecture.kinds import Alibi, Head, Rope
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import SentencePieceFile
 
 from .llama import BLOCK
 from .llama import NAMES as LLAMA_NAMES
@@ -43,6 +43,18 @@ def _as_llama(config: Mapping[str, Any]) -> dict[str, Any]:
     return as_llama(config, "z_loss_weight", "_from_model_config", **heads, **fixed)
 
 
+# tokenization_baichuan.py of both releases; the reserved tokens are the roles of the chat models.
+TOKENIZER = SentencePieceFile(
+    file="tokenizer.model",
+    classes=("BaichuanTokenizer", "BaiChuanTokenizer"),
+    reserved=("<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>"),
+    bos="<s>",
+    eos="</s>",
+    unk="<unk>",
+    adds_bos=True,
+    adds_eos=False,
+)
+
 _BLOCK = replace(BLOCK, position=Rope(theta=10000.0, scaling=NoScaling()))
 _SLOTS = {"attn.qkv": Fused("self_attn.W_pack", ("q", "k", "v")), **LLAMA_NAMES.without("attn.q", "attn.k", "attn.v")}
 _GGUF = GgufFamily("baichuan", pairs="interleaved", write=lambda *_: {"tensor_data_layout": _LAYOUT}, has_own_head=True)
@@ -58,7 +70,7 @@ BAICHUAN_7B = Architecture(
     block=_BLOCK,
     head=Head(tied=Key("tie_word_embeddings", False), normalized=Computed(has_norm_head)),
     prompt=Computed(lambda config: FORMATS["baichuan2-chat" if has_norm_head(config) else "baichuan-chat"]),
-    tokenizer=TOKENIZERS["baichuan"],
+    tokenizer=TOKENIZER,
     names=replace(LLAMA_NAMES, slots=_SLOTS),
     gguf=_GGUF,
     tiny={

@@ -10,9 +10,9 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GroupedQuery, LayerNorm, NormedResidual, PlainMLP
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
-from llmkit.architecture.tokenizers import TOKENIZERS
 
 from .chatglm_positions import TwoDimensionalRope
+from .chatglm_tokenizers import ICE_TEXT
 from .gpt_neox import megatron
 
 # The original makes every layer with its default of 28 layers, whatever the config says.
@@ -44,7 +44,7 @@ CHATGLM = Architecture(
     unused=("prefix_projection", "pre_seq_len", "quantization_embeddings"),
     fixed={"position_encoding_2d": True, "quantization_bit": 0},
     prompt=FORMATS["chatglm"],
-    tokenizer=TOKENIZERS["ice-text"],
+    tokenizer=ICE_TEXT,
     prompt_suffix=Computed(lambda config: [config["gmask_token_id"], config["bos_token_id"]]),
     names=Names(
         embed="transformer.word_embeddings",

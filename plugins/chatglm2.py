@@ -12,10 +12,10 @@ from llmkit.architecture.architecture import Architecture, Dims
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, Kind, LayerNorm, NoNorm, RMSNorm, Rope
 from llmkit.architecture.names import Fused, Names
-from llmkit.architecture.tokenizers import TOKENIZERS
 from llmkit.errors import SpecError
 
 from .chatglm2_spellings import GGUF, USUAL, as_glm, kv_heads, scaling, theta
+from .chatglm_tokenizers import SENTENCEPIECE
 from .glm import release_prompt
 
 
@@ -69,7 +69,7 @@ CHATGLM2 = Architecture(
     unused=_UNUSED,
     fixed={"quantization_bit": 0},
     prompt=Computed(lambda c: release_prompt(c, c.get("padded_vocab_size"), c.get("seq_length"))),
-    tokenizer=TOKENIZERS["glm-sentencepiece"],
+    tokenizer=SENTENCEPIECE,
     names=Names(
         embed="transformer.embedding.word_embeddings",
         final_norm="transformer.encoder.final_layernorm",

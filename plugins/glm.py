@@ -11,8 +11,8 @@ from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Ro
 from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused
 from llmkit.architecture.prompts import FORMATS, Prompt
-from llmkit.architecture.tokenizers import TOKENIZERS
 
+from .chatglm_tokenizers import SENTENCEPIECE
 from .llama import DIMS as LLAMA_DIMS
 from .llama import NAMES as LLAMA_NAMES
 
@@ -97,7 +97,7 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),
-    tokenizer=TOKENIZERS["glm-sentencepiece"],
+    tokenizer=SENTENCEPIECE,
     tiny={**TINY, "head_dim": 8},
     variants={
         **VARIANTS,

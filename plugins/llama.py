@@ -8,7 +8,7 @@ from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, RMSNorm, Rope
 from llmkit.architecture.names import Names
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import SentencePieceFile
 
 # Many families spell sizes and tensors as this one does.
 DIMS = Dims()
@@ -59,6 +59,17 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+# Meta, llama/tokenizer.py; transformers' class of that name before tokenizer.json was published with it.
+TOKENIZER = SentencePieceFile(
+    file="tokenizer.model",
+    classes=("LlamaTokenizer", "LLaMATokenizer", "LlamaTokenizerFast"),
+    bos="<s>",
+    eos="</s>",
+    unk="<unk>",
+    adds_bos=True,
+    adds_eos=False,
+)
+
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 ARCHITECTURE = Architecture(
@@ -73,7 +84,7 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
     ),
     names=NAMES,
-    tokenizer=TOKENIZERS["llama"],
+    tokenizer=TOKENIZER,
     gguf=GGUF,
     tiny={**TINY, "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2},
     variants={

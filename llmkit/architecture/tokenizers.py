@@ -1,14 +1,19 @@
 """Tokenizers that were published with code of their own, as data: which file, which special tokens, where they go.
 
 A folder whose tokenizer is a class of remote code still holds the vocabulary in a file of a known format. What the
-code adds to it (ids of special tokens, the tokens around a text, spellings of blanks) is told here, so that the file
-is read and the code is never run.
+code adds to it (ids of special tokens, the tokens around a text, spellings of blanks) is told by a kind of this module,
+so that the file is read and the code is never run. Each is an entry of the group `llmkit.tokenizers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
+
+from llmkit.entry_points import loaded
+
+GROUP = "llmkit.tokenizers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Blanks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Published:
+class PublishedFile:
     """What the kinds have in common.
 
     Attributes:
@@ -37,7 +42,6 @@ class _Published:
         specials: tokens that the code adds after the file's last id, in this order.
         prefix, suffix: special tokens around every text.
         bos, eos, pad, unk: their strings, where tokenizer_config.json does not say; None for none.
-        padding_side: where the original pads.
     """
 
     file: str
@@ -49,11 +53,10 @@ class _Published:
     eos: str | None = None
     pad: str | None = None
     unk: str | None = None
-    padding_side: str = "left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SentencePieceFile(_Published):
+class SentencePieceFile(PublishedFile):
     """A SentencePiece model.
 
     Attributes:
@@ -77,7 +80,7 @@ class SentencePieceFile(_Published):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TiktokenFile(_Published):
+class TiktokenFile(PublishedFile):
     """Byte-pair ranks in base64, one a line, and the pattern that cuts a text into words.
 
     Attributes:
@@ -89,7 +92,7 @@ class TiktokenFile(_Published):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByteTrieFile(_Published):
+class ByteTrieFile(PublishedFile):
     """Byte strings, one a line as `id literal length`; a text becomes the longest that fits, from left to right.
 
     Attributes:
@@ -101,93 +104,7 @@ class ByteTrieFile(_Published):
 
 TokenizerKind = SentencePieceFile | TiktokenFile | ByteTrieFile
 
-_BLANKS = Blanks(newline="<n>", tab="<|tab|>", run="<|blank_{n}|>", longest=80)
-_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
-TOKENIZERS: Mapping[str, TokenizerKind] = {
-    # THUDM, ChatGLM-6B: tokenization_chatglm.py. The first release puts 20,000 ids of images before the pieces.
-    "ice-text": SentencePieceFile(
-        file="ice_text.model",
-        classes=("ChatGLMTokenizer",),
-        reserved=("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
-        appended=(_BLANKS.tab, *(_BLANKS.run.replace("{n}", str(n)) for n in range(2, _BLANKS.longest + 1))),
-        suffix=("[gMASK]", "<sop>"),
-        bos="<sop>",
-        eos="<eop>",
-        pad="<pad>",
-        unk="<unk>",
-        blanks=_BLANKS,
-        offset_key="num_image_tokens",
-        id_keys={"gmask_token_id": "[gMASK]", "bos_token_id": "<sop>"},
-    ),
-    # THUDM, ChatGLM2-6B and ChatGLM3-6B: tokenization_chatglm.py. The first ends with eop; its last ids stay unused.
-    "glm-sentencepiece": SentencePieceFile(
-        file="tokenizer.model",
-        classes=("ChatGLMTokenizer",),
-        specials=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *_ROLES),
-        prefix=("[gMASK]", "sop"),
-        bos="<s>",
-        eos="</s>",
-        pad="<unk>",
-        unk="<unk>",
-    ),
-    # THUDM, GLM-4-9B: tokenization_chatglm.py
-    "glm-tiktoken": TiktokenFile(
-        file="tokenizer.model",
-        classes=("ChatGLM4Tokenizer", "ChatGLMTokenizer"),
-        pattern=(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-        ),
-        specials=(
-            "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *_ROLES,
-            "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
-        ),
-        prefix=("[gMASK]", "<sop>"),
-        eos="<|endoftext|>",
-        pad="<|endoftext|>",
-    ),
-    # Qwen 1: tokenization_qwen.py; transformers' class of Qwen 2 cuts texts in the same way
-    "qwen-tiktoken": TiktokenFile(
-        file="qwen.tiktoken",
-        classes=("QWenTokenizer",),
-        pattern=(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-        ),
-        is_composed=True,
-        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205))),
-        eos="<|endoftext|>",
-        pad="<|endoftext|>",
-    ),
-    # Baichuan 1 and 2: tokenization_baichuan.py; the reserved tokens are the roles of the chat models
-    "baichuan": SentencePieceFile(
-        file="tokenizer.model",
-        classes=("BaichuanTokenizer", "BaiChuanTokenizer"),
-        reserved=("<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>"),
-        bos="<s>",
-        eos="</s>",
-        unk="<unk>",
-        adds_bos=True,
-        adds_eos=False,
-    ),
-    # Meta, llama/tokenizer.py; transformers' class of that name before tokenizer.json was published with it
-    "llama": SentencePieceFile(
-        file="tokenizer.model",
-        classes=("LlamaTokenizer", "LLaMATokenizer", "LlamaTokenizerFast"),
-        bos="<s>",
-        eos="</s>",
-        unk="<unk>",
-        adds_bos=True,
-        adds_eos=False,
-    ),
-    # ChatRWKV, tokenizer/rwkv_tokenizer.py
-    "rwkv-world": ByteTrieFile(
-        file="rwkv_vocab_v20230424.txt",
-        classes=("RWKVWorldTokenizer", "RwkvTokenizer", "Rwkv5Tokenizer", "Rwkv6Tokenizer"),
-        end="<|endoftext|>",
-        eos="<|endoftext|>",
-        pad="<|endoftext|>",
-        padding_side="left",
-    ),
-}  # fmt: skip
+def published_tokenizers() -> Mapping[str, TokenizerKind]:
+    """All kinds that are registered, by name."""
+    return cast("Mapping[str, TokenizerKind]", loaded(GROUP, PublishedFile))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llmkit.architecture.tokenizers import TOKENIZERS, TokenizerKind
+from llmkit.architecture.tokenizers import TokenizerKind, published_tokenizers
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.templates import with_named_templates
@@ -97,7 +97,7 @@ def published_kind(ckpt: Checkpoint, files: Mapping[str, FileContent] | None = N
     """
     files = ckpt.tokenizer_files if files is None else files
     default = _own_kind(ckpt)
-    names = {kind.file for kind in (*TOKENIZERS.values(), *([default] if default else []))}
+    names = {kind.file for kind in (*published_tokenizers().values(), *([default] if default else []))}
     data = {name: content.read() for name, content in files.items() if name in names}
     return choose_kind(tokenizer_settings(files, ckpt.label), data, default)
 
@@ -180,8 +180,8 @@ def _unreadable(error: Exception, label: str) -> InputError:
 
 def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:
     names = named_classes(settings)
-    wanted = [kind.file for kind in TOKENIZERS.values() if set(names) & set(kind.classes)]
-    needed = f"{' or '.join(dict.fromkeys(wanted))} as it was published with the model" if wanted else "tokenizer.json"
+    wanted = sorted({kind.file for kind in published_tokenizers().values() if set(names) & set(kind.classes)})
+    needed = f"{' or '.join(wanted)} as it was published with the model" if wanted else "tokenizer.json"
     return InputError(
         f"{label}: its tokenizer is remote code ({listing(names)}), which is never run",
         hint=f"copy {needed} into the model's folder",

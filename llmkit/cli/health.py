@@ -175,6 +175,7 @@ def _disk() -> Iterator[Diagnosis]:
 
 def _plugins() -> Iterator[Diagnosis]:
     from llmkit import entry_points
+    from llmkit.architecture import tokenizers
     from llmkit.architecture.registry import default_registry
     from llmkit.layouts import opening
     from llmkit.quantization import codec, method
@@ -191,7 +192,8 @@ def _plugins() -> Iterator[Diagnosis]:
     for plugin, result in loaded.items():
         if isinstance(result, PluginError):
             yield Diagnosis(f"plugin {plugin.name}", "wrong", result.message, f"update or uninstall {plugin.origin}")
-    for entry in (e for group in (opening.GROUP, method.GROUP, codec.GROUP) for e in entry_points.entries(group)):
+    groups = (opening.GROUP, method.GROUP, codec.GROUP, tokenizers.GROUP)
+    for entry in (e for group in groups for e in entry_points.entries(group)):
         try:
             entry_points.load(entry)
         except PluginError as error:

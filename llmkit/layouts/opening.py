@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from llmkit.entry_points import EntryPoint, entries, load
-from llmkit.errors import PluginError
+from llmkit.entry_points import loaded
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import Layout, OpenedLayout
 
@@ -28,16 +25,4 @@ def layouts() -> tuple[Layout, ...]:
         PluginError: one of llmkit's own cannot be loaded. One of another distribution is left out; `llmkit doctor`
             names it.
     """
-    return _layouts(entries(GROUP))
-
-
-@cache
-def _layouts(registered: tuple[EntryPoint, ...]) -> tuple[Layout, ...]:
-    layouts: list[Layout] = []
-    for entry in registered:
-        try:
-            layouts.append(load(entry))
-        except PluginError:
-            if entry.is_builtin:
-                raise
-    return tuple(sorted(layouts, key=lambda layout: not layout.has_own_format))
+    return tuple(sorted(loaded(GROUP, Layout).values(), key=lambda layout: not layout.has_own_format))

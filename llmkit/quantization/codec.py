@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, Literal
 
 from llmkit import entry_points
-from llmkit.errors import InputError, PluginError, RequirementError, SpecError
+from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.quantization.matrix import QuantizedMatrix, Restorable
 from llmkit.quantization.points import Points
 from llmkit.tensors.lazy import Context, Lazy
@@ -327,26 +326,13 @@ def command_for(name: str) -> str:
 
 
 def folder_readers() -> tuple[FolderReader, ...]:
-    """All layouts of folders that can be read. One that cannot be loaded is left out; `llmkit doctor` names it."""
-    return _folder_readers(entry_points.entries(GROUP))
+    """All layouts of folders that can be read."""
+    return tuple(entry_points.loaded(GROUP, FolderReader).values())  # type: ignore[type-abstract]
 
 
 def readers_by_method() -> dict[str, FolderReader]:
     """The same by what config.json calls a layout: its name, and the others that it has there."""
     return {name: reader for reader in folder_readers() for name in (reader.name, *reader.also)}
-
-
-@cache
-def _folder_readers(entries: tuple[entry_points.EntryPoint, ...]) -> tuple[FolderReader, ...]:
-    readers = []
-    for entry in entries:
-        try:
-            codec = entry_points.load(entry)
-        except PluginError:
-            continue
-        if isinstance(codec, FolderReader):
-            readers.append(codec)
-    return tuple(readers)
 
 
 def alternatives(numbers: Sequence[int]) -> str:

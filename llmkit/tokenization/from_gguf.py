@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile
+from llmkit.architecture.tokenizers import ByteTrieFile, published_tokenizers
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.bpe import implied_merges, scores_of_merges
@@ -43,7 +43,7 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> d
         return {}
     vocabulary = _Vocabulary(metadata)
     if vocabulary.is_bytes:
-        kind = next(kind for kind in TOKENIZERS.values() if isinstance(kind, ByteTrieFile))
+        kind = next(kind for kind in published_tokenizers().values() if isinstance(kind, ByteTrieFile))
         added = {str(token.pop("id")): token for token in vocabulary.added()}
         settings = {**vocabulary.config(config), "tokenizer_class": kind.classes[0], "added_tokens_decoder": added}
         return {

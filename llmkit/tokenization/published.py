@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.tokenizers import TOKENIZERS, SentencePieceFile, TiktokenFile, TokenizerKind
+from llmkit.architecture.tokenizers import SentencePieceFile, TiktokenFile, TokenizerKind, published_tokenizers
 from llmkit.errors import InputError
 from llmkit.tokenization.added_tokens import added_tokens, special_texts
 from llmkit.tokenization.byte_trie import ByteTrie
@@ -37,12 +38,12 @@ def choose_kind(
         default: the kind that the architecture names; it serves where the settings name no class, or unknown remote
             code.
     """
-    names = set(named_classes(settings))
-    candidates = [kind for kind in TOKENIZERS.values() if names & set(kind.classes)]
+    names, known = set(named_classes(settings)), published_tokenizers().values()
+    candidates = [kind for kind in known if names & set(kind.classes)]
     candidates += [default] if default is not None and (not names or settings.get("auto_map")) else []
     # without a class, a file that only one kind has says enough
-    shared = {k.file for k in TOKENIZERS.values() if sum(o.file == k.file for o in TOKENIZERS.values()) > 1}
-    candidates += [kind for kind in TOKENIZERS.values() if not names and kind.file not in shared]
+    owners = Counter(kind.file for kind in known)
+    candidates += [kind for kind in known if not names and owners[kind.file] == 1]
     return next((kind for kind in candidates if kind.file in files and _reads(kind, files[kind.file])), None)
 
 
@@ -106,7 +107,7 @@ def build_tokenizer(
         names=names,
         settings=settings,
         answers_after_suffix=bool(kind.suffix),
-        padding_side=str(settings.get("padding_side") or kind.padding_side),
+        padding_side=str(settings.get("padding_side") or "left"),
         name_or_path=label,
     )
 

@@ -54,7 +54,7 @@ def fast_files(
     kept |= {f"{n}_token": text for n, text in names.items() if text is not None}
     kept |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "padding_side": settings.get("padding_side") or kind.padding_side,
+        "padding_side": settings.get("padding_side") or "left",
         "clean_up_tokenization_spaces": False,
     }
 

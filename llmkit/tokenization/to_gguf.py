@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile, SentencePieceFile, TiktokenFile, TokenizerKind
+from llmkit.architecture.tokenizers import (
+    ByteTrieFile,
+    SentencePieceFile,
+    TiktokenFile,
+    TokenizerKind,
+    published_tokenizers,
+)
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import LlmkitError, listing
 from llmkit.formats.json_text import parse_object
@@ -85,7 +91,7 @@ def vocabulary_metadata(
         InputError: a malformed file.
     """
     tokenizer = read_tokenizer(label, files, config)
-    published = {k.file: files[k.file].read() for k in TOKENIZERS.values() if k.file in files}
+    published = {k.file: files[k.file].read() for k in published_tokenizers().values() if k.file in files}
     kind = choose_kind(tokenizer.config or {}, published, kind)
     made = _made(tokenizer, published, n_rows, kind, pre)
     if made is None:

@@ -18,9 +18,9 @@ from llmkit.architecture.model import Model
 from llmkit.architecture.names import Fused, Names
 from llmkit.architecture.prompts import FORMATS
 from llmkit.architecture.scaling import NoScaling
-from llmkit.architecture.tokenizers import TOKENIZERS
 
 from .positions import LongRope
+from .tokenizer import TOKENIZER
 
 
 def _position(config: Mapping[str, Any]) -> Kind:
@@ -79,7 +79,7 @@ ARCHITECTURE = Architecture(
     fixed={"scale_attn_weights": True},
     unused=("bf16", "fp16", "fp32", "onnx_safe", "softmax_in_fp32", "use_cache_*", "params_dtype", "*_prob"),
     prompt=FORMATS["qwen-chat"],
-    tokenizer=TOKENIZERS["qwen-tiktoken"],
+    tokenizer=TOKENIZER,
     names=Names(
         embed="transformer.wte",
         final_norm="transformer.ln_f",

@@ -12,7 +12,7 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import ByteTrieFile
 
 from .kind import TimeAndChannelMix
 
@@ -29,6 +29,14 @@ def _ffn(config: Mapping[str, Any]) -> Any:
 
 
 WORLD_VOCAB = 65536
+# ChatRWKV, tokenizer/rwkv_tokenizer.py.
+TOKENIZER = ByteTrieFile(
+    file="rwkv_vocab_v20230424.txt",
+    classes=("RWKVWorldTokenizer", "RwkvTokenizer", "Rwkv5Tokenizer", "Rwkv6Tokenizer"),
+    end="<|endoftext|>",
+    eos="<|endoftext|>",
+    pad="<|endoftext|>",
+)
 
 ARCHITECTURE = Architecture(
     name="rwkv",
@@ -77,7 +85,7 @@ ARCHITECTURE = Architecture(
         },
     ),
     prompt=Computed(lambda config: FORMATS["rwkv-world" if config.get("vocab_size") == WORLD_VOCAB else "rwkv-raven"]),
-    tokenizer=TOKENIZERS["rwkv-world"],
+    tokenizer=TOKENIZER,
     tiny={
         "attention_hidden_size": 32,
         "intermediate_size": 128,

@@ -11,8 +11,8 @@ from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Embedding, Head, LayerNorm, PerLayer
 from llmkit.architecture.names import Names
 from llmkit.architecture.prompts import FORMATS
-from llmkit.architecture.tokenizers import TOKENIZERS
 
+from . import TOKENIZER
 from .heads import heads_as_wide_as
 from .v7_gguf import GGUF
 from .v7_kind import GeneralizedDelta
@@ -80,7 +80,7 @@ ARCHITECTURE = Architecture(
         },
     ),
     prompt=FORMATS["rwkv-world"],
-    tokenizer=TOKENIZERS["rwkv-world"],
+    tokenizer=TOKENIZER,
     gguf=GGUF,
     tiny={
         "hidden_size": 128,

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "transforms"))
 
 from llmkit.architecture import registry
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 
 GLM = {"architectures": ["ChatGLMModel"], "model_type": "chatglm"}
 QUESTION = "人工智能 the fox"
@@ -45,7 +45,7 @@ def world():
 def ice(folder, world):
     from sentencepiece import SentencePieceProcessor
 
-    kind = TOKENIZERS["ice-text"]
+    kind = published_tokenizers()["ice-text"]
     data = world.sp_model(
         world.ENGLISH + world.CHINESE, 700, control_symbols=list(kind.reserved),
         user_defined_symbols=["<n>", *kind.appended], pad_id=3, pad_piece="<pad>",

@@ -11,7 +11,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from llmkit.architecture.prompts import FORMATS, Message
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import InputError
 from llmkit.evaluation.encoding import Encoder
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_pieces_and_the_answer(plain_lm, name):
 def glm():
     import vocab_world
 
-    kind = TOKENIZERS["glm-sentencepiece"]
+    kind = published_tokenizers()["glm-sentencepiece"]
     data = vocab_world.sp_model(vocab_world.ENGLISH, 360)
     return build_tokenizer(kind, {kind.file: data}, {}, {}, "m")
 
@@ -97,7 +97,7 @@ def test_an_answer_after_the_tokenizers_own_end_of_question():
     """ChatGLM-6B: question [gMASK] <sop> answer, the two encoded apart."""
     import vocab_world
 
-    kind = TOKENIZERS["ice-text"]
+    kind = published_tokenizers()["ice-text"]
     data = vocab_world.sp_model(
         vocab_world.ENGLISH, 560, control_symbols=list(kind.reserved), user_defined_symbols=["<n>", *kind.appended]
     )

@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.architecture import registry
 from llmkit.architecture.prompts import FORMATS
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 
 GLM = {"architectures": ["ChatGLMModel"], "model_type": "chatglm"}
 NEW = GLM | {"padded_vocab_size": 65024}
@@ -36,4 +36,4 @@ RWKV = {"architectures": ["RwkvForCausalLM"], "model_type": "rwkv"}
 def test_the_release_decides(config, prompt, tokenizer):
     architecture = registry.find(config)
     assert architecture.prompt_of(config) is FORMATS[prompt]
-    assert architecture.tokenizer is TOKENIZERS[tokenizer]
+    assert architecture.tokenizer is published_tokenizers()[tokenizer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkit.architecture.prompts import FORMATS, ChatTemplate, Message, Raw, Token
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 from llmkit.errors import InputError
 from llmkit.tokenization.chat import (
     encode_chat,
@@ -36,7 +36,7 @@ def sp(model):
 
 
 def published(name, model, **config):
-    kind = TOKENIZERS[name]
+    kind = published_tokenizers()[name]
     return build_tokenizer(kind, {kind.file: model}, config, {}, "m")
 
 
@@ -92,7 +92,7 @@ def test_baichuan_is_built_of_fixed_ids(model, sp):
 
 
 def test_chatglm_closes_its_question_with_the_tokenizers_tokens(world):
-    kind = TOKENIZERS["ice-text"]
+    kind = published_tokenizers()["ice-text"]
     names = list(kind.reserved)
     data = world.sp_model(
         world.CHINESE, 600, control_symbols=names, user_defined_symbols=["<n>", *kind.appended], pad_id=3,

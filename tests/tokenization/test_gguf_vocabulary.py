@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.from_gguf import tokenizer_files
@@ -174,7 +174,7 @@ def test_bos_around_a_text_is_taken_from_the_post_processor(world):
 def test_specials_of_a_published_tokenizer_follow_its_pieces(world):
     data = world.sp_model(world.ENGLISH, 400)
     n = len(SentencePieceModel.parse(data, "test").pieces)
-    kind = TOKENIZERS["glm-sentencepiece"]
+    kind = published_tokenizers()["glm-sentencepiece"]
     metadata, _ = metadata_of({"tokenizer.model": data}, n + 20, kind=kind, pre="chatglm-spm")
     assert metadata[f"{KEY}pre"] == "chatglm-spm"
     assert metadata[f"{KEY}tokens"][n : n + 9] == list(kind.specials)
@@ -192,12 +192,12 @@ def test_ranks_of_a_tiktoken_file(world):
     document = json.loads(world.byte_level(world.ENGLISH + world.CHINESE, 500))
     document["pre_tokenizer"] = pre_tokenizer_of("llama-bpe")
     ranks = dict(sorted(((to_bytes(t), i) for t, i in document["model"]["vocab"].items()), key=lambda x: x[1]))
-    kind = TOKENIZERS["glm-tiktoken"]
+    kind = published_tokenizers()["glm-tiktoken"]
     files = {
         "tokenizer.model": serialize_ranks(ranks),
         "tokenizer_config.json": '{"tokenizer_class": "ChatGLM4Tokenizer"}',
     }
-    own = TOKENIZERS["glm-sentencepiece"]  # of the architecture; the class says that it is another
+    own = published_tokenizers()["glm-sentencepiece"]  # of the architecture; the class says that it is another
     metadata, warnings = metadata_of(files, len(ranks) + 20, kind=own)
     assert warnings == []
     assert metadata[f"{KEY}model"] == "gpt2"

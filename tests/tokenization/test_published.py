@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.architecture.prompts import ChatTemplate, Message
-from llmkit.architecture.tokenizers import TOKENIZERS, ByteTrieFile
+from llmkit.architecture.tokenizers import ByteTrieFile, published_tokenizers
 from llmkit.errors import InputError
 from llmkit.tokenization.chat import encode_chat
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 from llmkit.tokenization.templates import render
 
-ICE, GLM, RANKS, BAICHUAN = (TOKENIZERS[n] for n in ("ice-text", "glm-sentencepiece", "glm-tiktoken", "baichuan"))
+KINDS = published_tokenizers()
+ICE, GLM, RANKS, BAICHUAN = (KINDS[n] for n in ("ice-text", "glm-sentencepiece", "glm-tiktoken", "baichuan"))
 TEXT = "the quick  fox\n人工智能\t在 1970"
 BLANKS = ["<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))]
 SPECIALS = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
@@ -136,7 +137,7 @@ def test_added_tokens_follow_their_files(plain):
     """[PAD] of 2023's fine-tunes, and words that were added to the vocabulary, which are text."""
     sp = processor(plain)
     n = sp.get_piece_size()
-    llama = TOKENIZERS["llama"]
+    llama = KINDS["llama"]
     added = json.dumps({"[PAD]": n, "robot": n + 1}).encode()
     tokenizer = build_tokenizer(
         llama, {llama.file: plain, "added_tokens.json": added}, {"pad_token": "[PAD]", "bos_token": ""}, {}, "m"
@@ -287,7 +288,7 @@ def test_ranks_and_their_special_tokens(glm4):
 
 
 def test_qwens_ranks_are_of_composed_texts(world):
-    kind, ranks = TOKENIZERS["qwen-tiktoken"], ranks_of(world)
+    kind, ranks = KINDS["qwen-tiktoken"], ranks_of(world)
     tokenizer = made(kind, b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
     text = "Cafe\u0301 the fox\n\n 人工 1970 <|im_start|>"
     composed = unicodedata.normalize("NFC", text)
@@ -311,7 +312,7 @@ def test_the_kind_follows_class_and_file(plain, glm4):
     assert choose_kind(class_, {"tokenizer.model": plain}) is GLM
     assert choose_kind(class_, {"tokenizer.model": ranks}) is RANKS
     assert choose_kind(remote, {"tokenizer.model": plain}) is BAICHUAN
-    assert choose_kind({"tokenizer_class": "LLaMATokenizer"}, {"tokenizer.model": plain}) is TOKENIZERS["llama"]
+    assert choose_kind({"tokenizer_class": "LLaMATokenizer"}, {"tokenizer.model": plain}) is KINDS["llama"]
     assert choose_kind({"tokenizer_class": "T5Tokenizer"}, {"tokenizer.model": plain}) is None
     assert choose_kind({}, {"tokenizer.model": plain}) is None
     assert choose_kind({}, {"tokenizer.model": plain}, default=BAICHUAN) is BAICHUAN

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.architecture.prompts import FORMATS, Message
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.tokenization.chat import encode_chat
 from llmkit.tokenization.published import build_tokenizer
@@ -41,7 +41,7 @@ def both(folder, kind, data, **extra):
 def glm(world, tmp_path_factory):
     return both(
         tmp_path_factory.mktemp("glm"),
-        TOKENIZERS["glm-sentencepiece"],
+        published_tokenizers()["glm-sentencepiece"],
         world.sp_model(world.ENGLISH + world.CHINESE, 480),
     )
 
@@ -55,7 +55,7 @@ def glm4(world, tmp_path_factory):
         left, right = merge if isinstance(merge, list) else merge.split(" ")
         ranks.setdefault(to_bytes(left) + to_bytes(right), len(ranks))
     data = b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items())
-    return both(tmp_path_factory.mktemp("glm4"), TOKENIZERS["glm-tiktoken"], data)
+    return both(tmp_path_factory.mktemp("glm4"), published_tokenizers()["glm-tiktoken"], data)
 
 
 @settings(max_examples=120)
@@ -83,7 +83,7 @@ def test_bos_as_the_settings_say(world, tmp_path):
     data = world.sp_model(world.ENGLISH, 420)
     for add in (True, False):
         (tmp_path / str(add)).mkdir()
-        ours, theirs = both(tmp_path / str(add), TOKENIZERS["baichuan"], data, add_bos_token=add)
+        ours, theirs = both(tmp_path / str(add), published_tokenizers()["baichuan"], data, add_bos_token=add)
         assert theirs("the fox")["input_ids"] == ours("the fox")["input_ids"]
         assert (ours("the fox")["input_ids"][0] == 1) == add
 
@@ -94,18 +94,18 @@ def test_a_model_that_normalises_and_trims(world, tmp_path):
         world.ENGLISH + world.CHINESE, 420, model_type="unigram", normalization_rule_name="nmt_nfkc",
         remove_extra_whitespaces=True,
     )  # fmt: skip
-    ours, theirs = both(tmp_path, TOKENIZERS["baichuan"], data)
+    ours, theirs = both(tmp_path, published_tokenizers()["baichuan"], data)
     for text in ("the  quick ﬁfth fox ", "  人工，智能！ ①", "ｆｕｌｌ width", "a\tb"):
         assert theirs(text)["input_ids"] == ours(text)["input_ids"], text
 
 
 def test_what_tokenizer_json_cannot_say():
-    assert [n for n, kind in TOKENIZERS.items() if not can_be_fast(kind)] == ["ice-text", "rwkv-world"]
+    assert [n for n, kind in published_tokenizers().items() if not can_be_fast(kind)] == ["ice-text", "rwkv-world"]
 
 
 @pytest.mark.shared
 def test_llamas_model(shared, tmp_path):
     data = (shared / "tokenizers" / "llama.model").read_bytes()
-    ours, theirs = both(tmp_path, TOKENIZERS["glm-sentencepiece"], data)
+    ours, theirs = both(tmp_path, published_tokenizers()["glm-sentencepiece"], data)
     lines = (next((shared / "data" / "wikitext").iterdir())).read_text(encoding="utf-8").splitlines()[:300]
     assert [theirs(x, split_special_tokens=True)["input_ids"] for x in lines] == [ours(x)["input_ids"] for x in lines]

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from llmkit.architecture.tokenizers import TOKENIZERS
+from llmkit.architecture.tokenizers import published_tokenizers
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.checkpoint.tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ def ckpt(name, data, **settings):
 
 def test_the_count_is_that_of_the_tokenizer(world):
     plain = world.sp_model(world.ENGLISH, 420)
-    ice = TOKENIZERS["ice-text"]
+    ice = published_tokenizers()["ice-text"]
     whole = world.sp_model(
         world.ENGLISH, 560, control_symbols=list(ice.reserved), user_defined_symbols=list(ice.appended)
     )
