@@ -30,6 +30,7 @@ ARCHITECTURE = replace(
     ),
     names=replace(NAMES, slots=NAMES.without("mlp.gate")),
     tokenizer=None,
+    optimum_reads={"arcee": ("kv_heads",)},
     gguf=replace(GGUF, arch="arcee", config={"hidden_act": "relu2"}, flags={}, refuses=_refuses),
     tiny={
         **TINY,

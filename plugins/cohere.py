@@ -93,6 +93,7 @@ COHERE = Architecture(
         slots=LLAMA_NAMES.without("mlp_norm") | QK_NORMS,
     ),
     gguf=_GGUF,
+    optimum_reads={"cohere": ("kv_heads",)},
     tiny=_TINY,
     variants={
         "r-plus": {"use_qk_norm": True},

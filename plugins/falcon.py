@@ -83,6 +83,7 @@ ARCHITECTURE = Architecture(
     names=_NAMES,
     gguf=GGUF,
     loader_limits=_LIMITS,
+    optimum_reads={"falcon": ("kv_heads",)},
     tiny=_TINY,
     variants={
         "rw-1b": _RW,

@@ -71,6 +71,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,
     gguf=GGUF,
+    optimum_reads={"gemma": ("head_dim", "kv_heads")},
     tiny={
         **TINY,
         "hidden_act": "gelu_pytorch_tanh",

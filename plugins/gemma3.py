@@ -70,6 +70,7 @@ ARCHITECTURE = Architecture(
         read=from_gguf(62),
         write=lambda model, _: {"rope.freq_base_swa": _local_base(model), **to_gguf(model, 6)},
     ),
+    optimum_reads={"gemma3_text": ("head_dim", "kv_heads")},
     tiny={
         **TINY,
         "num_hidden_layers": 3,

@@ -98,6 +98,7 @@ ARCHITECTURE = Architecture(
     gguf=replace(GGUF, claims=lambda _, names: "blk.0.attn_q.weight" in names),
     prompt=Computed(lambda c: release_prompt(c, c.get("vocab_size"), c.get("max_position_embeddings"))),
     tokenizer=SENTENCEPIECE,
+    optimum_reads={"glm": ("kv_heads",)},
     tiny={**TINY, "head_dim": 8},
     variants={
         **VARIANTS,

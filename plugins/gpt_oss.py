@@ -93,6 +93,7 @@ ARCHITECTURE = Architecture(
         has_windows=True,
     ),
     unused=("hidden_act", "initial_context_length", "router_aux_loss_coef", "output_router_logits"),
+    optimum_reads={"gpt_oss": ("head_dim", "kv_heads")},
     tiny={
         **TINY,
         "head_dim": 16,

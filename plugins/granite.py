@@ -67,6 +67,7 @@ ARCHITECTURE = Architecture(
         flags=GGUF.flags,
         write=metadata,
     ),
+    optimum_reads={"granite": ("kv_heads",)},
     tiny={
         **TINY,
         "rms_norm_eps": 1e-5,

@@ -22,6 +22,7 @@ ARCHITECTURE = Architecture(
         mlp=GatedMLP(Key("hidden_act", "silu"), bias=Key("mlp_bias", False)),
     ),
     names=NAMES,
+    optimum_reads={"helium": ("kv_heads",)},
     tiny={**TINY, "head_dim": 8, "rms_norm_eps": 1e-8, "rope_theta": 100000.0, "pad_token_id": 3},
     variants={"biases": {"attention_bias": True, "mlp_bias": True, "rope_theta": None, "tie_word_embeddings": True}},
 )

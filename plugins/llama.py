@@ -86,6 +86,7 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     tokenizer=TOKENIZER,
     gguf=GGUF,
+    optimum_reads={"llama": ("kv_heads",)},
     tiny={**TINY, "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2},
     variants={
         "multi-head": {"num_key_value_heads": 4},

@@ -24,6 +24,7 @@ ARCHITECTURE = Architecture(
     names=NAMES,
     # Written as llama's; only a window tells such a file from one.
     gguf=GgufFamily("llama", pairs="interleaved", claims=lambda metadata, _: "attention.sliding_window" in metadata),
+    optimum_reads={"mistral": ("kv_heads",)},
     tiny={**TINY, "rms_norm_eps": 1e-5, "sliding_window": 7, "bos_token_id": 1, "eos_token_id": 2},
     variants={
         "window-of-one": {"sliding_window": 1},

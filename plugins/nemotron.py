@@ -33,6 +33,7 @@ ARCHITECTURE = Architecture(
         has_own_head=True,
         read=lambda metadata: {"partial_rotary_factor": rotary_share(metadata)},
     ),
+    optimum_reads={"nemotron": ("head_dim", "kv_heads")},
     tiny={
         **TINY,
         "hidden_size": 64,

@@ -41,6 +41,7 @@ ARCHITECTURE = Architecture(
     unused=WINDOW_KEYS,
     names=NAMES,
     gguf=GgufFamily("qwen2", config={"use_sliding_window": False}),
+    optimum_reads={"qwen2": ("kv_heads",)},
     tiny={
         **TINY,
         "max_window_layers": 1,

@@ -37,6 +37,7 @@ ARCHITECTURE = Architecture(
     unused=WINDOW_KEYS,
     names=replace(NAMES, slots={**NAMES.slots, "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}),
     gguf=GgufFamily("qwen3", config={"use_sliding_window": False}),
+    optimum_reads={"qwen3": ("kv_heads",)},
     tiny={
         **TINY,
         "head_dim": 16,

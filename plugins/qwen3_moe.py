@@ -50,6 +50,7 @@ ARCHITECTURE = Architecture(
     # llama.cpp divides the weights by their sum, as all published models want it.
     gguf=GgufFamily("qwen3moe", config={"use_sliding_window": False, "norm_topk_prob": True}),
     unused=(*WINDOW_KEYS, "output_router_logits"),
+    optimum_reads={"qwen3_moe": ("kv_heads",)},
     tiny={
         **TINY,
         "head_dim": 16,

@@ -51,6 +51,7 @@ ARCHITECTURE = Architecture(
     head=Head(tied=Key("tie_word_embeddings", True)),
     names=NAMES,
     gguf=GgufFamily("smollm3", pairs=GGUF.pairs, config={"hidden_act": "silu"}),
+    optimum_reads={"smollm3": ("kv_heads",)},
     tiny={
         **TINY,
         "num_hidden_layers": 4,

@@ -81,6 +81,7 @@ ARCHITECTURE = Architecture(
         has_own_head=True,
         tokenizer_pre="stablelm2",
     ),
+    optimum_reads={"stablelm": ("kv_heads",)},
     tiny={
         **TINY,
         "hidden_size": 64,

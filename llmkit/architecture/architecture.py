@@ -128,6 +128,7 @@ class Architecture:
         equivalents: name of another architecture -> the config with which it is the same model.
         described_as: a config that transformers knows with the same sizes, for runtimes that read no more of it, where
             no other architecture is equivalent.
+        optimum_reads: `model_type` -> the sizes (`head_dim`, `kv_heads`) that Optimum reads from such a config.
         prompt_suffix: ids that every prompt ends with, without which the model cannot be run.
         reference_attention: the implementation of attention with which transformers computes the family rightly.
         reference_config: a config that transformers does not know (of a release older than its class) in its words.
@@ -162,6 +163,7 @@ class Architecture:
     reference_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     gguf: GgufFamily | None = None
     no_gguf: str = NOT_IN_GGUF
+    optimum_reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     loader_limits: Mapping[str, str] = field(default_factory=dict)
     unadapted: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -1,9 +1,9 @@
 """A config.json from which Optimum gets the sizes of the empty past, and which claims nothing else.
 
 Optimum knows the shapes of the first call's keys and values by the config's `model_type`: heads of hidden / heads dims
-and as many key heads as heads, unless the type is one of those below. A model of other sizes gets a config with a type
-of which it reads both head_dim and key heads; its `architectures` stay the model's own, and a key says what the file
-is for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
+and as many key heads as heads, except for types of which it reads them (`Architecture.optimum_reads`). A model of other
+sizes gets a config with a type of which it reads both; its `architectures` stay the model's own, and a key says what
+the file is for. Source: optimum-onnx 0.1.0, onnxruntime/modeling_decoder.py.
 """
 
 from __future__ import annotations
@@ -11,16 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.architecture.registry import model_type_of
+from llmkit.architecture import registry
 from llmkit.architecture.sizes import Sizes
 
-_HEAD_DIM_IS_READ = frozenset({"gemma", "gemma3_text", "gpt_oss", "nemotron"})
-_KEY_HEADS_ARE_READ = frozenset(
-    {
-        "arcee", "cohere", "falcon", "gemma", "gemma3_text", "glm", "gpt_oss", "granite", "helium", "llama", "mistral",
-        "nemotron", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
-    }
-)  # fmt: skip
 _STAND_IN_TYPE = "gemma"
 _PURPOSE = "sizes of keys and values, which Optimum takes by model_type; the model's own config is beside it"
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype")
@@ -28,9 +21,10 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", 
 
 def has_sizes(config: Mapping[str, Any], dims: Sizes) -> bool:
     """Whether Optimum gets the sizes of keys and values from a config that transformers knows."""
-    kind = model_type_of(config)
-    head_dim = dims.head_dim if kind in _HEAD_DIM_IS_READ else dims.hidden // dims.heads
-    kv_heads = dims.kv_heads if kind in _KEY_HEADS_ARE_READ else dims.heads
+    architecture = registry.find({**config, "architectures": None})
+    read = architecture.optimum_reads.get(registry.model_type_of(config), ()) if architecture is not None else ()
+    head_dim = dims.head_dim if "head_dim" in read else dims.hidden // dims.heads
+    kv_heads = dims.kv_heads if "kv_heads" in read else dims.heads
     return (head_dim, kv_heads) == (dims.head_dim, dims.kv_heads)
 
 
