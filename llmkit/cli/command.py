@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -82,25 +82,8 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
 
 
 def _flatten(function: Callable[..., None]) -> Callable[..., None]:
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, type] = {"": CommonOptions}
-    parameters = [inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    titled: list[inspect.Parameter] = []  # options of the function's own that stand below those of a group
-    for p in inspect.signature(function).parameters.values():
-        hint = hints[p.name]
-        if hint is Output:
-            continue
-        if isinstance(hint, type) and is_dataclass(hint):
-            groups[p.name] = hint
-        else:
-            is_titled = any(isinstance(a, OptionInfo) and a.rich_help_panel for a in get_args(hint))
-            own = titled if is_titled else parameters
-            own.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
-    for group in list(groups.values())[1:]:
-        parameters += _options(group)
-    parameters += [*titled, *_options(CommonOptions)]
-    for parameter in parameters:
-        _offer_values(parameter)
+    """The function with the options of its groups as parameters of their own, as Typer takes them."""
+    groups, parameters = _parameters(function)
 
     def run(**values: Any) -> None:
         require_folder()
@@ -110,40 +93,62 @@ def _flatten(function: Callable[..., None]) -> Callable[..., None]:
         inputs = _inputs(parameters, values)
         from llmkit.architecture.plugin_file import given_files
 
-        groups_by_name = {name: _take(group, values) for name, group in groups.items()}
-        common = groups_by_name.pop("")
-        for options in groups_by_name.values():
-            if isinstance(options, FolderOptions):
-                object.__setattr__(options, "inputs", (*inputs, *given_files()))
-        mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
-        from llmkit.architecture.registry import using  # the command line's own start needs no registry
-
-        try:
-            out = Output(mode, common.verbose, stated).at_work(called.command_path)
-            with (
-                terminable(),
-                out.status_line,
-                said_by(out.urgent),
-                libraries(common.verbose),
-                using(common.plugin or ()),
-            ):
-                function(out, **values, **groups_by_name)
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise AnswerLost(error.errno, error.strerror) from error
-        except KeyboardInterrupt:
-            raise Interrupted(is_resumable=False) from None
-        except BrokenPipeError:
-            raise PipeClosed from None
+        options = {name: _take(group, values) for name, group in groups.items()}
+        common = options.pop("")
+        for each in options.values():
+            if isinstance(each, FolderOptions):
+                object.__setattr__(each, "inputs", (*inputs, *given_files()))
+        with _output(common, called.command_path, stated) as out:
+            function(out, **values, **options)
 
     run.__name__ = function.__name__
     run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _parameters(function: Callable[..., None]) -> tuple[dict[str, type], list[inspect.Parameter]]:
+    """The groups of options by the parameter that takes them (the common ones: ""), and what Typer shall parse."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, type] = {}
+    parameters = [inspect.Parameter("called", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for p in inspect.signature(function).parameters.values():
+        hint = hints[p.name]
+        if hint is Output:
+            continue
+        if isinstance(hint, type) and is_dataclass(hint):
+            groups[p.name] = hint
+        else:
+            parameters.append(p.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+    groups[""] = CommonOptions
+    for group in groups.values():
+        parameters += _options(group)
+    for parameter in parameters:
+        _offer_values(parameter)
+    return groups, parameters
+
+
+@contextmanager
+def _output(common: CommonOptions, command_path: str, stated: Mapping[str, str]) -> Iterator[Output]:
+    """What a command answers on, while it runs: signals, messages of libraries and lost readers are seen to."""
+    from llmkit.architecture.registry import using  # the command line's own start needs no registry
+
+    mode = Mode.JSON if common.json else Mode.QUIET if common.quiet else Mode.HUMAN
+    try:
+        out = Output(mode, common.verbose, stated).at_work(command_path)
+        with terminable(), out.status_line, said_by(out.urgent), libraries(common.verbose), using(common.plugin or ()):
+            yield out
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise AnswerLost(error.errno, error.strerror) from error
+    except KeyboardInterrupt:
+        raise Interrupted(is_resumable=False) from None
+    except BrokenPipeError:
+        raise PipeClosed from None
 
 
 def _given(context: typer.Context) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -20,9 +22,76 @@ from llmkit.errors import InputError, RequirementError, nearest
 if TYPE_CHECKING:
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.onnx.parity import ParityReport
+    from llmkit.onnx.precision import Precision
 
-_CACHE = "Cache of keys and values"  # a title in the help text
 _NEXT = "llmkit generate {out} PROMPT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphGridOptions(GridOptions):
+    """The options of grids in a graph."""
+
+    embedding_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="4|8|16",
+            help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats "
+            "(default: 8 with --bits).",
+        ),
+    ] = None
+    qdq: Annotated[
+        bool,
+        typer.Option(
+            "--qdq",
+            help="Write DequantizeLinear and MatMul, which every runtime reads, in place of MatMulNBits, to which ONNX "
+            "Runtime fuses them.",
+        ),
+    ] = False
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="0|1|4",
+            help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
+            "fast), 1 float32, 0 as the compute dtype.",
+        ),
+    ] = None
+
+    def precision(self, bits: int | None) -> Precision:
+        """The same with the bits of linear layers."""
+        from llmkit.onnx.precision import Precision
+
+        return Precision(
+            bits,
+            embedding_bits=self.embedding_bits,
+            accuracy_level=self.accuracy_level,
+            is_qdq=self.qdq,
+            **self.arguments,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """The options of the cache in a graph."""
+
+    title: ClassVar = "Cache of keys and values"
+    kv_cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8",
+            help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
+            "(default: the compute dtype).",
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            "--calibrate",  # as it was called once
+            metavar="FILE",
+            help="A text whose first 2048 tokens tell the ranges of keys and values (default: the checkpoint's own "
+            "scales, or a text that llmkit brings).",
+        ),
+    ] = None
 
 
 @command(
@@ -36,7 +105,8 @@ def export(
     out: Output,
     model: ModelArgument,
     writing: WriteOptions,
-    grids: GridOptions,
+    grids: GraphGridOptions,
+    cache: CacheOptions,
     to: Annotated[str, typer.Option(metavar="onnx", help="The format to export to.")] = "onnx",
     bits: Annotated[
         int | None,
@@ -82,53 +152,6 @@ def export(
             "verify.",
         ),
     ] = False,
-    embedding_bits: Annotated[
-        int | None,
-        typer.Option(
-            metavar="4|8|16",
-            rich_help_panel=GridOptions.title,
-            help="Bits of the embedding and the head, which share bytes where they are tied; 16 leaves them in floats "
-            "(default: 8 with --bits).",
-        ),
-    ] = None,
-    qdq: Annotated[
-        bool,
-        typer.Option(
-            "--qdq",
-            rich_help_panel=GridOptions.title,
-            help="Write DequantizeLinear and MatMul, which every runtime reads, in place of MatMulNBits, to which ONNX "
-            "Runtime fuses them.",
-        ),
-    ] = False,
-    accuracy_level: Annotated[
-        int | None,
-        typer.Option(
-            metavar="0|1|4",
-            rich_help_panel=GridOptions.title,
-            help="What products with integers are computed in: 4 is int8 (the default on the CPU, and several times as "
-            "fast), 1 float32, 0 as the compute dtype.",
-        ),
-    ] = None,
-    kv_cache_dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="int8",
-            rich_help_panel=_CACHE,
-            help="Keep keys and values in int8: a quarter of the memory, faster steps at long contexts, slower prompts "
-            "(default: the compute dtype).",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            "--calibrate",  # as it was called once
-            metavar="FILE",
-            rich_help_panel=_CACHE,
-            help="A text whose first 2048 tokens tell the ranges of keys and values (default: the checkpoint's own "
-            "scales, or a text that llmkit brings).",
-        ),
-    ] = None,
 ) -> None:
     """Export a model to ONNX, built from its architecture: fused attention, weights left in the files they are in.
 
@@ -140,14 +163,8 @@ def export(
     from llmkit.checkpoint.quantized import refuse_unread
     from llmkit.onnx.export import computed_weights
     from llmkit.onnx.export import export as export_checkpoint
-    from llmkit.onnx.precision import Precision
 
-    if to != "onnx":
-        from llmkit.transforms.convert.targets import targets
-
-        converted = f"llmkit convert MODEL --to {to} -o OUT" if to in targets() else "--to onnx"
-        hint = "did you mean onnx?" if nearest(to, ["onnx"]) else converted
-        raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
+    _refuse_other(to)
     ckpt = require_model(open_model(model, force=writing.force), "export")
     refuse_unread(ckpt)
     if via is not None:
@@ -158,9 +175,7 @@ def export(
     _described(ckpt)
     if not (no_check or writing.dry_run):
         _runtime()
-    precision = Precision(
-        bits, embedding_bits=embedding_bits, accuracy_level=accuracy_level, is_qdq=qdq, **grids.arguments
-    )
+    precision = grids.precision(bits)
     after = export_checkpoint(
         ckpt,
         weights=weights,  # type: ignore[arg-type]
@@ -168,31 +183,60 @@ def export(
         attention=attention,  # type: ignore[arg-type]
         precision=precision,
         provider=provider,
-        kv_cache_dtype=kv_cache_dtype,
-        calibration=calibration,
+        kv_cache_dtype=cache.kv_cache_dtype,
+        calibration=cache.calibration,
     )
-    results: list[ParityReport] = []
+    reference = partial(computed_weights, ckpt, dtype=dtype, precision=precision, provider=provider)
+    check = None if no_check else _Check(out, writing.output, reference, dtype, provider)
+    planned = "none (--no-check)" if check is None else "against the torch decoder, which holds the whole model"
+    finish = _unchecked if check is None else check.finish
+    write(out, after, writing, details={"check": planned}, finish=finish, hash_links=not no_check, hint=_NEXT)
+    if check is not None and check.found is not None:
+        refuse_difference(out, writing.output, check.found, "the torch decoder")
 
-    def finish(_manifest: Mapping[str, Any]) -> Addition:
-        if no_check:
-            return {"parity": None}, lambda: None
+
+def _refuse_other(to: str) -> None:
+    """Refuse every format but ONNX, with the command that writes it."""
+    from llmkit.transforms.convert.targets import targets
+
+    if to != "onnx":
+        converted = f"llmkit convert MODEL --to {to} -o OUT" if to in targets() else "--to onnx"
+        hint = "did you mean onnx?" if nearest(to, ["onnx"]) else converted
+        raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
+
+
+def _unchecked(_manifest: Mapping[str, Any]) -> Addition:
+    return {"parity": None}, lambda: None
+
+
+@dataclass
+class _Check:
+    """The comparison of a written folder with the torch decoder.
+
+    Attributes:
+        reference: makes the weights that the graph computes with.
+        found: what was compared; None before, and where the provider is not here.
+    """
+
+    out: Output
+    folder: Path
+    reference: Callable[[], Checkpoint]
+    dtype: str
+    provider: str
+    found: ParityReport | None = None
+
+    def finish(self, _manifest: Mapping[str, Any]) -> Addition:
         from llmkit.onnx.parity import check_folder, has_provider
 
         # Only bfloat16 needs the provider that it is for: the CPU computes everything else.
-        runner = provider if dtype == "bfloat16" else "cpu"
+        runner = self.provider if self.dtype == "bfloat16" else "cpu"
         if runner != "cpu" and not has_provider(runner):
             why = f"not compared with the torch decoder: ONNX Runtime has no provider {runner!r} here"
-            return {"parity": None, "unchecked": why}, lambda: out.warning(why)
-        reference = computed_weights(ckpt, dtype=dtype, precision=precision, provider=provider)
-        out.doing("comparing with the torch decoder")
-        checked = check_folder(writing.output, reference, dtype=dtype, provider=runner)
-        results.append(checked)
-        return checked.as_dict(), lambda: show_parity(out, checked, "the torch decoder")
-
-    planned = "none (--no-check)" if no_check else "against the torch decoder, which holds the whole model"
-    write(out, after, writing, details={"check": planned}, finish=finish, hash_links=not no_check, hint=_NEXT)
-    for checked in results:
-        refuse_difference(out, writing.output, checked, "the torch decoder")
+            return {"parity": None, "unchecked": why}, lambda: self.out.warning(why)
+        reference = self.reference()
+        self.out.doing("comparing with the torch decoder")
+        found = self.found = check_folder(self.folder, reference, dtype=self.dtype, provider=runner)
+        return found.as_dict(), lambda: show_parity(self.out, found, "the torch decoder")
 
 
 def _described(ckpt: Checkpoint) -> None:

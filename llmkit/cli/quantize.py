@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +22,9 @@ from llmkit.tensors.spec import format_bytes
 
 if TYPE_CHECKING:
     from llmkit.calibration.bit_allocation import BitAllocation, Target
+    from llmkit.calibration.quantizer import CalibratedQuantizer
     from llmkit.calibration.samples import Samples
+    from llmkit.calibration.stored import StoredQuantizer
     from llmkit.checkpoint.checkpoint import Checkpoint
     from llmkit.checkpoint.statistics import StoredStatistics
     from llmkit.transforms.candidates import Candidates
@@ -28,6 +32,28 @@ if TYPE_CHECKING:
     from llmkit.transforms.recipe import Recipe
 
 _FEW = 4  # bits, where a recipe or a size says how many: calibrated
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingOptions(GridOptions):
+    """The options of grids, and of single methods that round to them."""
+
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How long signround learns each block (default: 200; 1000 for fewer than 4 bits).",
+        ),
+    ] = None
+    act_order: Annotated[
+        bool | None,
+        typer.Option(
+            "--act-order/--no-act-order",
+            help="Whether --method gptq groups columns by how large their inputs are, and stores the group of each "
+            "(desc_act) (default: no).",
+        ),
+    ] = None
 
 
 @command(
@@ -45,7 +71,7 @@ def quantize(
     out: Output,
     model: ModelArgument,
     writing: WriteOptions,
-    grids: GridOptions,
+    grids: RoundingOptions,
     mixed_precision: MixedPrecisionOptions,
     calibrating: CalibrationOptions,
     bits: Annotated[
@@ -77,24 +103,6 @@ def quantize(
         typer.Option(
             metavar="int8",
             help="Engines round the inputs of layers to this as they come, too: with --bits 8, W8A8.",
-        ),
-    ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            rich_help_panel=GridOptions.title,
-            help="How long signround learns each block (default: 200; 1000 for fewer than 4 bits).",
-        ),
-    ] = None,
-    act_order: Annotated[
-        bool | None,
-        typer.Option(
-            "--act-order/--no-act-order",
-            rich_help_panel=GridOptions.title,
-            help="Whether --method gptq groups columns by how large their inputs are, and stores the group of each "
-            "(desc_act) (default: no).",
         ),
     ] = None,
     evaluate: Annotated[
@@ -144,8 +152,8 @@ def quantize(
     after = quantize_checkpoint(
         before,
         bits=bits,
-        iterations=iterations,
-        act_order=act_order,
+        iterations=grids.iterations,
+        act_order=grids.act_order,
         type=type,
         recipe=recipe,
         format=format,
@@ -156,18 +164,25 @@ def quantize(
         **grids.arguments,
     )
     held = held_out_text(before, evaluate, calibrating, quantizer) if evaluate and not writing.dry_run else None
+    write = partial(write_quantized, out, before, after, writing, held, meter=meter, quantizer=quantizer, chosen=chosen)
+    _write_by_one(write, None if writing.dry_run else quantizer)
+
+
+def _write_by_one(write: Callable[[], None], quantizer: CalibratedQuantizer | StoredQuantizer | None) -> None:
+    """Let the first of the processes that calibrate together write; the others compute for it meanwhile."""
+    from llmkit.calibration.ranks import rank
+
     shared = None
-    if quantizer is not None and not writing.dry_run:
+    if quantizer is not None:
         from llmkit.calibration.quantizer import CalibratedQuantizer
 
         shared = quantizer if isinstance(quantizer, CalibratedQuantizer) else None
-    if rank():
+    if not rank():
+        write()
         if shared is not None:
-            shared.serve()
-        return
-    write_quantized(out, before, after, writing, held, meter=meter, quantizer=quantizer, chosen=chosen)
-    if shared is not None:
-        shared.ranks.end()
+            shared.ranks.end()
+    elif shared is not None:
+        shared.serve()
 
 
 def _chosen(
