@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from codecs import getincrementaldecoder
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmkit.errors import InputError
@@ -25,6 +25,7 @@ _RUNTIMES = (
     ("mlc-chat-config.json", "MLC"), ("params_shard_*.bin", "MLC"), ("*.mlpackage", "Core ML"),
     ("*.pte", "ExecuTorch"), ("*.llamafile", "llamafile"), ("*.nemo", "NeMo"),
 )  # fmt: skip
+_FOLDER = "give the folder that holds config.json and the weight files"
 _SOURCE = "give the model that it was made from"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
@@ -109,38 +110,40 @@ def _runtime(path: Path, head: bytes) -> str | None:
 
 def no_weights(folder: Path) -> InputError:
     """The error for a folder without weight files, by what lies in it."""
+    words, hint = next(_held_instead(folder))
+    return InputError(f"{folder} holds no weights{words}", hint=hint)
+
+
+def _held_instead(folder: Path) -> Iterator[tuple[str, str]]:
+    """What a folder holds in place of weights, the most telling first: words that follow, and the hint."""
     names = sorted(p.name for p in folder.iterdir())
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in _MARKS))
-    message = f"{folder} holds no weights: found no model.safetensors, pytorch_model.bin or index of shards"
-    hint = "give the folder that holds config.json and the weight files"
-    others = [n for n in names if n.endswith(_OTHER_WEIGHTS)]
-    graph = next((p for at in ("*.onnx", "onnx/*.onnx") for p in sorted(folder.glob(at))), None)
-    ranks = next(((w, h) for glob, w, h in _RANKS for at in ("", "*/", "*/*/") if any(folder.glob(at + glob))), None)
     if not names:
-        message = f"{folder} holds no weights: it is empty"
-    elif ranks is not None:
-        message = f"{folder} holds no weights in one piece: it is a training run's state by ranks, of {ranks[0]}"
-        hint = ranks[1].replace("FOLDER", shlex.quote(str(folder)))
-    elif "model_index.json" in names:
-        message += "; it is a pipeline of diffusers, whose models lie in folders of their own"
-    elif (runtime := _runtime(folder, b"")) is not None:
-        message, hint = f"{message}; it is {runtime}'s, which is not read", _SOURCE
-    elif graph is not None:
-        message += f"; {graph.relative_to(folder)} is a graph, which is read as model.onnx beside config.json"
+        yield ": it is empty", _FOLDER
+    for glob, owner, way in _RANKS:
+        if any(any(folder.glob(at + glob)) for at in ("", "*/", "*/*/")):
+            way = way.replace("FOLDER", shlex.quote(str(folder)))
+            yield f" in one piece: it is a training run's state by ranks, of {owner}", way
+    found = ": found no model.safetensors, pytorch_model.bin or index of shards"
+    if "model_index.json" in names:
+        yield f"{found}; it is a pipeline of diffusers, whose models lie in folders of their own", _FOLDER
+    if (runtime := _runtime(folder, b"")) is not None:
+        yield f"{found}; it is {runtime}'s, which is not read", _SOURCE
+    for graph in (p.relative_to(folder) for at in ("*.onnx", "onnx/*.onnx") for p in sorted(folder.glob(at))):
         hint = "give it that name in a folder with the tokenizer and config.json, its data beside it"
-    elif others:
-        message += f"; {others[0]} is of a format that is not read"
+        yield f"{found}; {graph} is a graph, which is read as model.onnx beside config.json", hint
+    for name in (n for n in names if n.endswith(_OTHER_WEIGHTS)):
         hint = "save the model with transformers as safetensors: model.save_pretrained"
-    elif inner:
-        message += f"; models may lie in its folders, such as {inner[-1]}"
-        hint = f"give {shlex.quote(str(inner[-1]))}"
-    elif any(n.endswith(_ARCHIVES) for n in names):
-        hint = "unpack the archive in it"
-    elif any(n.startswith("tokenizer") or n == "vocab.json" for n in names):
-        message += "; it holds a tokenizer"
-    elif any(n.startswith(_STATE) for n in names):
-        message += "; it holds the state of a training run"
-    return InputError(message, hint=hint)
+        yield f"{found}; {name} is of a format that is not read", hint
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in _MARKS))
+    if inner:
+        yield f"{found}; models may lie in its folders, such as {inner[-1]}", f"give {shlex.quote(str(inner[-1]))}"
+    if any(n.endswith(_ARCHIVES) for n in names):
+        yield found, "unpack the archive in it"
+    if any(n.startswith("tokenizer") or n == "vocab.json" for n in names):
+        yield f"{found}; it holds a tokenizer", _FOLDER
+    if any(n.startswith(_STATE) for n in names):
+        yield f"{found}; it holds the state of a training run", _FOLDER
+    yield found, _FOLDER
 
 
 def kind_of_entry(path: Path) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from llmkit.lazy_imports import torch
 from llmkit.tensors.stopped import raise_if_stopped
 
 _PIECE_FLOP = 2 * 10**11  # a few seconds on a core or two
+
+
+def _row_pieces(n_rows: int, other: torch.Tensor, flop: int) -> Iterator[slice]:
+    """Slices of `n_rows` rows whose products with a matrix are of `flop` each; a stopped run is noticed before each."""
+    step = max(flop // max(2 * other.numel(), 1), 1)
+    for start in range(0, n_rows, step):
+        raise_if_stopped()
+        yield slice(start, start + step)
 
 
 def add_product(
@@ -25,10 +35,8 @@ def add_product(
     Raises:
         Stopped: the run was stopped.
     """
-    n_rows = max(flop // max(2 * b.numel(), 1), 1)
-    for start in range(0, len(into), n_rows):
-        raise_if_stopped()
-        into[start : start + n_rows].addmm_(a[start : start + n_rows], b, beta=beta, alpha=alpha)
+    for rows in _row_pieces(len(into), b, flop):
+        into[rows].addmm_(a[rows], b, beta=beta, alpha=alpha)
     return into
 
 
@@ -63,13 +71,11 @@ def product_in_pieces(
     Raises:
         Stopped: the run was stopped.
     """
-    raise_if_stopped()  # of a small product, too: a block that sees many samples is many of them
-    rows = x.reshape(-1, x.shape[-1])
-    n_rows = max(flop // max(2 * weight.numel(), 1), 1)
-    if len(rows) <= n_rows or torch.is_grad_enabled():
+    inputs = x.reshape(-1, x.shape[-1])
+    if 2 * inputs.shape[0] * weight.numel() <= flop or torch.is_grad_enabled():
+        raise_if_stopped()  # of a small product, too: a block that sees many samples is many of them
         return torch.nn.functional.linear(x, weight, bias)
-    made = rows.new_empty((len(rows), len(weight)))
-    for start in range(0, len(rows), n_rows):
-        raise_if_stopped()
-        made[start : start + n_rows] = torch.nn.functional.linear(rows[start : start + n_rows], weight, bias)
+    made = inputs.new_empty((len(inputs), len(weight)))
+    for rows in _row_pieces(len(inputs), weight, flop):
+        made[rows] = torch.nn.functional.linear(inputs[rows], weight, bias)
     return made.view(*x.shape[:-1], len(weight))
