@@ -42,7 +42,12 @@ class QweightCodec(FolderCodec):
         names = [name for name in specs if name.endswith(".qweight")]
         if not names or self._words(specs, names[0].removesuffix(".qweight")) is None:
             return None
-        kinds = Counter(filter(None, (self._words(specs, name.removesuffix(".qweight")) for name in names)))
+        entry = config.get("quantization_config")
+        is_mixed = not isinstance(entry, Mapping) or any(
+            v and isinstance(v, Mapping) for k, v in entry.items() if k != "meta"
+        )
+        told = names if is_mixed else names[:1]  # what stands in a mapping is said of single modules
+        kinds = Counter(filter(None, (self._words(specs, name.removesuffix(".qweight")) for name in told)))
         by_bits: dict[str, str] = {}  # the usual groups of each
         for words, _ in kinds.most_common():
             by_bits.setdefault(words.partition(" ")[0], words)
