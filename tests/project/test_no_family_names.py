@@ -34,6 +34,8 @@ def deciding(tree: ast.AST):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare | ast.MatchValue):
             places = [node]
+        elif isinstance(node, ast.Set):
+            places = node.elts
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             places = [node.slice]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MATCHERS:
@@ -78,6 +80,7 @@ def test_no_branch_on_a_family(path):
         "x = name in ('BloomForCausalLM', 'other')",
         "name.startswith('qwen2')",
         "TABLE['gpt2']",
+        "KNOWN = frozenset({'gemma', 'other'})",
         "def read_llama(): pass",
         "is_falcon = True",
         "match name:\n    case 'rwkv': pass",

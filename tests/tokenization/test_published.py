@@ -14,6 +14,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from llmkit.architecture.prompts import ChatTemplate, Message
 from llmkit.architecture.tokenizers import ByteTrieFile, published_tokenizers
@@ -21,6 +22,7 @@ from llmkit.errors import InputError
 from llmkit.tokenization.chat import encode_chat
 from llmkit.tokenization.published import build_tokenizer, choose_kind, named_classes
 from llmkit.tokenization.templates import render
+from tests.registered import install
 
 KINDS = published_tokenizers()
 ICE, GLM, RANKS, BAICHUAN = (KINDS[n] for n in ("ice-text", "glm-sentencepiece", "glm-tiktoken", "baichuan"))
@@ -347,3 +349,22 @@ def test_chat_templates_spell_special_tokens(plain):
     assert ids == [n + 6, *processor(plain).encode("the fox"), n + 7]
     with pytest.raises(InputError, match="m has no chat template"):
         render(made(GLM, plain), talk)
+
+
+BOX = """
+from llmkit.architecture.tokenizers import SentencePieceFile
+
+TOKENIZER = SentencePieceFile(file="tokenizer.model", classes=("BoxTokenizer",), specials=("<box>",), prefix=("<box>",))
+"""
+
+
+def test_a_tokenizer_of_another_distribution(plain, tmp_path, monkeypatch):
+    settings, files = {"tokenizer_class": "BoxTokenizer"}, {"tokenizer.model": plain}
+    assert choose_kind(settings, files) is None
+    install(tmp_path / "box", monkeypatch, "llmkit.tokenizers", "box", "third_box_tokenizer:TOKENIZER", BOX)
+    install(tmp_path / "torn", monkeypatch, "llmkit.tokenizers", "torn", "third_torn_tokenizer:TOKENIZER", "1 / 0\n")
+    kind = choose_kind(settings, files)
+    assert kind is published_tokenizers()["box"]
+    theirs = SentencePieceProcessor(model_proto=plain)
+    ours = build_tokenizer(kind, files, settings, {}, "box").encode("one box, two boxes")
+    assert ours == [theirs.get_piece_size(), *theirs.encode("one box, two boxes")]
