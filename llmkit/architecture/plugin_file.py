@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.errors import PluginError
+from llmkit.formats.unreadable import no_file
 
 VARIABLE = "LLMKIT_PLUGINS"
 """Plugin files, separated as the folders of PATH are."""
@@ -27,7 +28,7 @@ def architectures_in(path: Path) -> dict[str, Architecture]:
     """
     if not path.is_file():
         raise PluginError(
-            f"{path}: no such file",
+            no_file(path),
             hint="llmkit plugins new MODEL -o FILE.py drafts one; llmkit plugins list shows those that have a name",
         )
     module_name = f"llmkit_plugin_file_{path.stem}_{abs(hash(path.resolve())):x}"

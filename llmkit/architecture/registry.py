@@ -17,6 +17,7 @@ from llmkit.architecture.plugin_file import VARIABLE, architectures_in, given_fi
 from llmkit.entry_points import EntryPoint, entries
 from llmkit.entry_points import load as load_entry
 from llmkit.errors import PluginError, RequirementError
+from llmkit.formats.unreadable import no_file
 
 GROUP = "llmkit.architectures"
 
@@ -151,7 +152,7 @@ def using(files: Sequence[Path]) -> Iterator[None]:
     """
     for file in files:
         if not file.is_file():
-            raise PluginError(f"--plugin {file}: no such file", hint="llmkit plugins new MODEL -o FILE.py drafts one")
+            raise PluginError(f"--plugin {no_file(file)}", hint="llmkit plugins new MODEL -o FILE.py drafts one")
     before = os.environ.get(VARIABLE)
     if files:
         os.environ[VARIABLE] = os.pathsep.join([*map(str, files), *([before] if before else [])])

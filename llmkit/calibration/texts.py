@@ -21,7 +21,7 @@ Document = str | tuple[Message, ...]
 
 _OWN = "own_text.txt"
 _LEAST_CHARACTERS = 500
-_HINT = "give a text of some pages"
+_HINT = "give a text of some pages in UTF-8"
 _SUFFIXES = (".jsonl", ".md", ".txt")
 _FORMS = '{"text": …}, {"prompt": …, "completion": …} or {"messages": [{"role": …, "content": …}, …]}'
 

@@ -141,8 +141,12 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
 
 def matched(pattern: Any, module: str) -> Any:
     """The value of the first key of a rank or alpha pattern that fits a module path; None when none does."""
-    if not isinstance(pattern, Mapping):
+    if not pattern:
         return None
+    if not isinstance(pattern, Mapping):
+        raise InputError(
+            f"adapter_config.json: rank_pattern or alpha_pattern is {pattern!r}; expected an object: module -> number"
+        )
     for key, value in pattern.items():
         try:
             is_match = re.match(rf"(.*\.)?({key})$", module) is not None

@@ -161,6 +161,12 @@ def kind_of_entry(path: Path) -> str:
     return "no regular file"
 
 
+def no_file(path: Path) -> str:
+    """Why there is no file at a path: nothing is there, or something else."""
+    kind = kind_of_entry(path)
+    return f"{path} is {kind}" if kind else f"{path}: no such file"
+
+
 def refuse_no_files(folder: Path, names: Iterable[str]) -> None:
     """Refuse what has a name that is read and is no file: a link to nowhere, a pipe; it would pass for absent.
 

@@ -14,6 +14,7 @@ from llmkit.cli.app import main
 from llmkit.errors import InputError
 from llmkit.formats.adapter_opening import read_adapter
 from llmkit.tokenization.bundle import tokenizer_contents
+from llmkit.transforms.vocab.sources import read_source
 
 KINDS = {
     "is a symbolic link to nowhere, which is not there": lambda path: path.symlink_to("nowhere"),
@@ -99,3 +100,13 @@ def test_a_damaged_generation_config_is_told(folder, text):
     assert "it is passed over, as transformers does" in warning
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     assert not [w for w in open_checkpoint(folder).warnings if "generation_config" in w]
+
+
+@pytest.mark.parametrize("says", KINDS)
+def test_what_stands_where_a_plugin_or_tokens_are_looked_for(folder, tmp_path, capsys, says):
+    KINDS[says](tmp_path / "x.py")
+    assert main(["inspect", str(folder), "--plugin", str(tmp_path / "x.py")]) == 2
+    assert f"--plugin {tmp_path / 'x.py'} {says}" in capsys.readouterr().err
+    if "link" in says:
+        with pytest.raises(InputError, match=f"x.py {says}"):
+            read_source(tmp_path / "x.py")

@@ -217,6 +217,18 @@ def test_a_model_in_the_place_of_an_adapter(call, words, tiny, tmp_path):
     assert f"{tiny.name} is a model, not an adapter" in _refused(call, words("lora merge M M -o OUT"), tmp_path)
 
 
+def test_a_quantized_model_in_the_place_of_an_adapter(call, words, tiny, tmp_path):
+    """The way that the hint names goes."""
+    made = call("quantize", tiny, "--bits", "8", "--calibration", "none", "-o", tmp_path / "q")
+    assert made.code == 0, made
+    assert "not an adapter" in _refused(call, words("lora merge M {} -o OUT", tmp_path / "q"), tmp_path)
+    hint = call(*words("lora merge M {} -o OUT --json", tmp_path / "q")).document["error"]["hint"]
+    places = {"BASE": tiny, "FLOATS": tmp_path / "floats", "ADAPTER": tmp_path / "adapter"}
+    for line in hint.removesuffix(" makes one of it").split(", then "):
+        done = call(*(places.get(word, word) for word in line.split()[1:]))
+        assert done.code == 0, (line, done)
+
+
 def test_a_delta_in_the_place_of_an_adapter(call, words, tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "tuned")
     weights = load_file(tmp_path / "tuned" / "model.safetensors")

@@ -238,6 +238,15 @@ def test_numbers_and_truth_values_as_text(tmp_path):
         read_adapter(save(tmp_path / "c", tensors(), LORA | {"lora_alpha": "eight"}))
 
 
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_is_no_object(tmp_path, key):
+    for i, value in enumerate((None, {}, [], "")):
+        read_adapter(save(tmp_path / f"empty{i}", tensors(), LORA | {key: value}))
+    for i, value in enumerate(("x", ["q_proj"], 4, True, float("nan"))):
+        with pytest.raises(InputError, match=r"rank_pattern or alpha_pattern is .*; expected an object"):
+            read_adapter(save(tmp_path / f"wrong{i}", tensors(), LORA | {key: value}))
+
+
 def test_the_one_adapter_in_a_subfolder_is_taken_and_several_are_listed(tmp_path):
     save(tmp_path / "mine", tensors())
     adapter = read_adapter(tmp_path)

@@ -111,7 +111,10 @@ def open_adapter(adapter: str | Path, *, alpha: float | None = None, force: bool
         contents = _other_contents(path)
         if contents is None:
             raise
-        made = f"llmkit lora extract BASE {shlex.quote(str(path))} --rank 16 -o ADAPTER makes one of it"
+        name = shlex.quote(str(path))
+        made = f"llmkit lora extract BASE {name} --rank 16 -o ADAPTER makes one of it"
+        if contents.quantization is not None:
+            made = f"llmkit convert {name} --to dense -o FLOATS, then {made.replace(name, 'FLOATS')}"
         hint = contents.hint or made
         raise RequirementError(f"{path.name} is {contents.words}, not an adapter", hint=hint) from error
 

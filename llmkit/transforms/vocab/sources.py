@@ -11,6 +11,7 @@ from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, listing
 from llmkit.formats.text_file import decoded
 from llmkit.formats.tokenizer_files import FileKind, names_of
+from llmkit.formats.unreadable import no_file
 from llmkit.tokenization.bundle import read_tokenizer, tokenizer_contents
 from llmkit.tokenization.byte_level import from_bytes, text_of, to_bytes
 from llmkit.tokenization.fast import FastTokenizer
@@ -80,7 +81,7 @@ def read_source(path: Path) -> Source:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"{path}: no such file", hint="give sp.model, tokenizer.json, a tiktoken file or a word list")
+        raise InputError(no_file(path), hint="give sp.model, tokenizer.json, a tiktoken file or a word list")
     if path.is_file() and path.suffix in (".txt", ".list", ".tsv"):
         data = FileContent(path=path).read()
         if not looks_like_ranks(data):
