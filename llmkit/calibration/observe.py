@@ -86,7 +86,7 @@ def observed(
     model = require_model(ckpt, "observe", floats=True).require_model()
     rows = samples.rows(ckpt, ckpt.prompt_suffix(), model.dims.context)
     work = len(model.blocks), [samples.attrs(), list(measured)]
-    stage = BlockStage(ckpt, lambda context, is_stopped: rows, lambda: work, _observing(measured), device)
+    stage = BlockStage(ckpt, lambda context: rows, lambda: work, _observing(measured), device)
     by_weight: dict[str, dict[str, Lazy]] = {}
     for layer in range(len(model.blocks)):
         slots = [slot for slot in model.slots.values() if slot.layer == layer and slot.kind == "linear"]

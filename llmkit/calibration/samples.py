@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,16 @@ class Samples:
         """A note that there were only `n` windows; empty if there were enough, or it is not known yet."""
         return [f"{self.label} gave {n} windows, {self.n} were asked for"] if n is not None and n < self.n else []
 
-    def rows(
-        self,
-        tokenized: Checkpoint,
-        suffix: Sequence[int],
-        context: int | None,
-        is_stopped: Callable[[], bool] = lambda: False,
-    ) -> list[list[int]]:
+    def rows(self, tokenized: Checkpoint, suffix: Sequence[int], context: int | None) -> list[list[int]]:
         """Token ids, all rows of one length.
 
         Raises:
             InputError: the text has fewer tokens than one sample.
+            Stopped: the run was stopped while the model wrote the text.
         """
         length = min(self.length, context or self.length)
         if self.text is None:
-            return generated_by(tokenized, self.n, length, seed=self.seed, suffix=suffix, is_stopped=is_stopped)
+            return generated_by(tokenized, self.n, length, seed=self.seed, suffix=suffix)
         tokenizer = load_tokenizer(tokenized)
         prompt = prompt_of(tokenized, tokenizer) if self.text.has_conversations else None
         ids = token_ids(self.text, tokenizer, prompt)

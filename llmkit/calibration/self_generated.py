@@ -9,7 +9,7 @@ Source: Liu et al. 2023, LLM-QAT (arXiv:2305.17888), which samples whole texts f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llmkit.checkpoint.checkpoint import Checkpoint
@@ -18,16 +18,14 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.generate import generate
 from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError
-from llmkit.tensors.stopped import Stopped
+from llmkit.tensors.stopped import raise_if_stopped
 
 _N_TOGETHER = 32
 _TOP_P = 0.95
 _LARGE_NBYTES = 8 << 30  # of float32 weights: beyond it the model is held in half precision
 
 
-def generated_by(
-    ckpt: Checkpoint, n: int, length: int, *, seed: int, suffix: Sequence[int], is_stopped: Callable[[], bool]
-) -> list[list[int]]:
+def generated_by(ckpt: Checkpoint, n: int, length: int, *, seed: int, suffix: Sequence[int]) -> list[list[int]]:
     """Windows of `length` tokens that the model writes.
 
     Args:
@@ -38,6 +36,7 @@ def generated_by(
 
     Raises:
         InputError: the vocabulary has special tokens only.
+        Stopped: the run was stopped.
     """
     tokenizer = load_tokenizer(ckpt)
     begin, rng = _beginning(tokenizer, suffix), random.Random(seed)
@@ -49,8 +48,7 @@ def generated_by(
     decoder = load_decoder(ckpt, dtype="bfloat16" if is_large else "float32")
 
     def on_token(index: int, token: int) -> None:
-        if is_stopped():
-            raise Stopped
+        raise_if_stopped()
 
     rows: list[list[int]] = []
     while len(rows) < n:

@@ -31,8 +31,8 @@ from llmkit.tensors.stopped import raise_if_stopped
 Compute = Callable[[Blocks, int, Mapping[str, Lazy], Context], BlockResult]
 """Gets the blocks, the number of one, the state of the block before it, in which `hidden` are the hidden states that go
 into this one, [B, S, hidden]; and the run's context. Its own state has them for the next one."""
-Windows = Callable[[int | None, Callable[[], bool]], list[list[int]]]
-"""(the longest sequence that the decoder takes, whether the run was stopped) -> token ids, all rows of one length."""
+Windows = Callable[[int | None], list[list[int]]]
+"""The longest sequence that the decoder takes -> token ids, all rows of one length."""
 
 
 class BlockStage:
@@ -102,7 +102,7 @@ class BlockStage:
 
     def _computed(self, context: Context, n_blocks: int, name: str, state: Mapping[str, Lazy]) -> BlockResult:
         if name == "text":
-            rows = self._windows(self.loaded[0].context, context.is_stopped)
+            rows = self._windows(self.loaded[0].context)
             ids = torch.tensor(rows)
             return BlockResult({"windows": len(rows)}, [("ids", ids), ("hidden", Blocks(*self.loaded, ids).embedded())])
         context.report(f"block {int(name) + 1}/{n_blocks}{self._time_left(int(name), n_blocks)}")

@@ -26,7 +26,7 @@ def test_a_run_that_was_stopped_leaves_nothing_to_the_next(tmp_path):
         computed.append(index)
         return BlockResult({}, [("hidden", blocks.run(index, state["hidden"].load(), ObserverHook([])))], [])
 
-    stage = BlockStage(ckpt, lambda longest, is_stopped: [[1, 2, 3]], lambda: (2, None), compute)
+    stage = BlockStage(ckpt, lambda longest: [[1, 2, 3]], lambda: (2, None), compute)
     with stoppable(lambda: bool(stopped)):
         first = Context()
         first.workspace = tmp_path

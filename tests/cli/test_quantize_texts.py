@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from llmkit.calibration.self_generated import generated_by
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.tensors.stopped import Stopped, stoppable
 
 SHORT = ("--samples", "2", "--length", "16")
 
@@ -50,6 +52,11 @@ def test_what_the_model_writes_itself(call, tiny, tmp_path):
     assert (steps[0]["calibration"], "sha256" in steps[0]) == ("what the model itself writes", False)
     a, b = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("a", "b"))
     assert a == b
+
+
+def test_a_run_that_is_stopped_stops_the_model_writing(tiny):
+    with stoppable(lambda: True), pytest.raises(Stopped):
+        generated_by(open_checkpoint(tiny), 1, 16, seed=0, suffix=())
 
 
 def test_json_lines_and_folders_are_the_texts_that_they_hold(call, tiny, tmp_path):
