@@ -149,7 +149,8 @@ class Output:
         ignored = [self.given[name] for name in sorted(unhonoured) if name in self.given]
         if ignored:
             verb = "is" if len(ignored) == 1 else "are"
-            raise InputError(f"{listing(ignored)} {verb} not for {path}", hint=hint or f"leave {ignored[0]} out")
+            hint = hint or f"leave {', '.join(ignored)} out"
+            raise InputError(f"{listing(ignored)} {verb} not for {path}", hint=hint)
 
     def refuse(self, message: str, hint: str | None = None) -> NoReturn:
         """Print that the answer is no, beside the answer itself, and exit with code 1.

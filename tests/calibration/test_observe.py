@@ -24,6 +24,7 @@ from llmkit.checkpoint.statistics import open_statistics
 from llmkit.decoder.load import load_blocks
 from llmkit.errors import InputError, RequirementError
 from llmkit.quantization.matrix import Grid
+from llmkit.quantization.methods.gptq import FAST
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.methods.mse import METHOD as MSE
 from llmkit.quantization.packing import unpack
@@ -104,7 +105,7 @@ def test_importance_matrices_have_the_means_under_the_names_of_gguf(tmp_path, mo
         assert (fields["imatrix.chunk_count"], fields["imatrix.chunk_size"]) == (12, 24)
 
 
-@pytest.mark.parametrize("method", [MSE, GPTQ], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [MSE, GPTQ, FAST], ids=lambda m: m.name)
 def test_weights_are_quantized_by_the_file_as_by_what_was_measured(tmp_path, model, method):
     ckpt = model()
     llmkit.save(observe(ckpt, SAMPLES, "s.safetensors", has_moments=True), tmp_path / "s.safetensors")

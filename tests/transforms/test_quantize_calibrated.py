@@ -98,15 +98,22 @@ def test_the_model_is_nearer_than_rounded_to_nearest(tmp_path, model, family):
     assert errors["gptq"] < errors["rtn"] * 0.9
 
 
-@pytest.mark.parametrize("block", ["text", "0", "1"])
-def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block):
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("text", {}), ("0", {}), ("1", {}), ("1", {"method": "gptq-fast"}),
+        ("0", {"method": "gptq-fast", "format": "gptq", "bits": 4, "group_size": 16, "symmetric": True,
+               "act_order": True, "only": ["*.q_proj"]}),
+    ],
+)  # fmt: skip
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, model, monkeypatch, block, options):
     base = model()
-    llmkit.save(calibrated(base), tmp_path / "whole")
+    llmkit.save(calibrated(base, **options), tmp_path / "whole")
     computed = stopped_in_block(monkeypatch, block)
     with pytest.raises(KeyboardInterrupt):
-        llmkit.save(calibrated(base), tmp_path / "q")
+        llmkit.save(calibrated(base, **options), tmp_path / "q")
     assert not (tmp_path / "q").exists()
-    llmkit.save(calibrated(base), tmp_path / "q")
+    llmkit.save(calibrated(base, **options), tmp_path / "q")
     assert computed[computed.index(block) + 1] == block  # the first that the rerun computes
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert {p.name for p in (tmp_path / "q").iterdir()} == names

@@ -13,12 +13,12 @@ import llmkit
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.cli.app import main
 
-FAMILIES = ["llama", "qwen3_moe"]
+RUNS = [("llama", "gptq"), ("llama", "gptq-fast"), ("qwen3_moe", "gptq")]
 
 
-def command(model, text, out):
+def command(model, text, out, method="gptq"):
     return [
-        "quantize", str(model), "--bits", "4", "--method", "gptq", "--group-size", "channel",
+        "quantize", str(model), "--bits", "4", "--method", method, "--group-size", "channel",
         "--calibration", str(text),
         "--samples", "12", "--length", "24", "-o", str(out), "--json",
     ]  # fmt: skip
@@ -26,15 +26,16 @@ def command(model, text, out):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Each family quantized by one process, then by two that import torch once; last they have too little to do."""
+    """Each of `RUNS` by one process, then by two that import torch once; last they have too little to do."""
     folder = tmp_path_factory.mktemp("ranks")
     text, lines = folder / "text.txt", []
     text.write_text("\n".join(vocab_world.ENGLISH) * 4)
-    for family in FAMILIES:
-        (folder / family).mkdir()
-        model = world.written(folder / family / "m", family, None)
-        assert main(command(model, text, folder / family / "one")) == 0
-        lines.append(command(model, text, folder / family / "two"))
+    for family, method in RUNS:
+        of = folder / f"{family} {method}"
+        of.mkdir()
+        model = world.written(of / "m", family, None)
+        assert main(command(model, text, of / "one", method)) == 0
+        lines.append(command(model, text, of / "two", method))
     lines.append([*command(model, text, folder / "three"), "--samples", "1"])
     script = folder / "all.py"
     script.write_text(f"from llmkit.cli.app import main\nfor words in {lines!r}:\n    code = main(words)\nexit(code)\n")
@@ -43,12 +44,13 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_write_what_one_does(runs, family):
+@pytest.mark.parametrize(("family", "method"), RUNS)
+def test_two_processes_write_what_one_does(runs, family, method):
     folder, done = runs
-    assert (folder / family / "two").is_dir(), done.stderr
-    assert done.stdout.count('"relative_error"') == len(FAMILIES) * (1 + 5)  # one document each
-    one, two = (dequantized(llmkit.open_checkpoint(folder / family / out)).tensors for out in ("one", "two"))
+    of = folder / f"{family} {method}"
+    assert (of / "two").is_dir(), done.stderr
+    assert done.stdout.count('"relative_error"') == len(RUNS) * (1 + 5)  # one document each
+    one, two = (dequantized(llmkit.open_checkpoint(of / out)).tensors for out in ("one", "two"))
     assert one.keys() == two.keys()
     for name, lazy in one.items():
         differing = (lazy.load() - two[name].load()).abs() > 1e-4
