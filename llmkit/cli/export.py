@@ -197,9 +197,9 @@ def export(
 
 def _refuse_other(to: str) -> None:
     """Refuse every format but ONNX, with the command that writes it."""
-    from llmkit.transforms.convert.targets import targets
-
     if to != "onnx":
+        from llmkit.transforms.convert.targets import targets
+
         converted = f"llmkit convert MODEL --to {to} -o OUT" if to in targets() else "--to onnx"
         hint = "did you mean onnx?" if nearest(to, ["onnx"]) else converted
         raise InputError(f"--to {to!r} is no format that llmkit exports; expected onnx", hint=hint)
