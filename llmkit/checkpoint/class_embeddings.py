@@ -9,7 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from llmkit.architecture.registry import model_type_of
+from llmkit.checkpoint.class_config import class_config
 from llmkit.checkpoint.spelling import spellings
+from llmkit.errors import SpecError
 from llmkit.lazy_imports import torch
 
 
@@ -55,7 +57,7 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     verbosity = logs.get_verbosity()
     logs.set_verbosity_error()
     try:
-        settings = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+        settings = class_config(config, "")
         named = [getattr(transformers, n, None) for n in config.get("architectures") or () if isinstance(n, str)]
         kind = next((c for c in named if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)), None)
         if kind is None:
@@ -63,7 +65,7 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
         with torch.device("meta"):
             model = kind(settings)
         model.tie_weights()
-    except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, SpecError, TypeError, ValueError):
         return None  # a config that this class does not take: names decide
     finally:
         logs.set_verbosity(verbosity)

@@ -15,6 +15,7 @@ from llmkit.architecture.names import NameTable
 from llmkit.architecture.registry import find, model_type_of
 from llmkit.architecture.storage import single_experts
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.class_config import class_config
 from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.order import sort_tensors
 from llmkit.checkpoint.quantized import dequantized
@@ -68,7 +69,7 @@ def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, A
 
         classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
         if model_type_of(config) in classes:
-            full = transformers.AutoConfig.for_model(**config).to_dict()
+            full = class_config(config, "config.json").to_dict()
             return {key: value for key, value in full.items() if not key.startswith("_")}
     return dict(config)
 

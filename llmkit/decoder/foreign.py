@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.class_config import class_config, first_line
 from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.decoder.language_model import Predictor, token_ids
@@ -19,7 +20,6 @@ from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError, RequirementError, SpecError, listing
 from llmkit.lazy_imports import torch
 
-_SHOWN = 300  # characters of another library's error
 _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, relative to the longest
 _GROWING = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
 # What a cached step may differ by from the whole sequence, relative to the largest logit: rounding, no lost state.
@@ -46,7 +46,7 @@ def transformers_model(
     model_class = None
     with quiet_transformers():
         if registry.model_type_of(config) in classes:
-            described = _described(config, label)
+            described = class_config(config, label)
             stated = [getattr(transformers, n, None) for n in registry.claims(config)]
             auto = transformers.AutoModelForCausalLM._model_mapping.get(type(described), None)
             usable = [c for c in (*stated, auto) if c is not None and c.can_generate()]
@@ -69,7 +69,7 @@ def transformers_model(
             )
         except (ArithmeticError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             raise SpecError(
-                f"{label}: transformers' {model_class.__name__} cannot be made of config.json: {_first_line(error)}",
+                f"{label}: transformers' {model_class.__name__} cannot be made of config.json: {first_line(error)}",
                 hint="config.json must be the one these weights were saved with",
             ) from error
     tied = model._tied_weights_keys or ()
@@ -82,38 +82,6 @@ def transformers_model(
             f"{label}: transformers' {model_class.__name__} has no {listing(list(report['unexpected_keys']), 3)}"
         )
     return model.eval()
-
-
-def _described(config: Mapping[str, Any], label: str) -> Any:
-    """The config as an object of transformers' class, read as it reads config.json itself: infinities are objects.
-
-    Raises:
-        SpecError: the class does not take its values.
-    """
-    import transformers
-
-    kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[config["model_type"]]
-    stated = {k: _with_infinities(v) for k, v in config.items() if k != "architectures"}
-    try:
-        return kind.from_dict(stated)
-    except Exception as error:
-        raise SpecError(
-            f"{label}: transformers' {kind.__name__} does not take config.json: {_first_line(error)}",
-            hint="config.json must be the one these weights were saved with",
-        ) from error
-
-
-def _with_infinities(value: Any) -> Any:
-    """JSON has no infinities: transformers 5 writes {"__float__": "Infinity"}."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
-            return float(value["__float__"])
-        return {k: _with_infinities(v) for k, v in value.items()}
-    return [_with_infinities(v) for v in value] if isinstance(value, list) else value
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SHOWN]
 
 
 class _Past:

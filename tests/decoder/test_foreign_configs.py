@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.class_config import class_config
+from llmkit.checkpoint.class_embeddings import class_embeddings
 from llmkit.decoder.foreign import load_transformers, quiet_transformers
 from llmkit.errors import SpecError
 
@@ -39,3 +41,17 @@ def test_an_infinite_limit_is_read_as_transformers_reads_it(tmp_path, name):
     broken = ckpt.derive(config={**ckpt.config, "hidden_size": "wide"})
     with pytest.raises(SpecError, match=r"does not take config\.json: .*hidden_size"):
         load_transformers(broken, torch.float32, torch.device("cpu"))
+
+
+def test_a_config_that_its_class_refuses_has_no_embeddings_by_class():
+    """Commands on models that no plugin describes ask the class for the names of embedding and head."""
+    names = {"backbone.embeddings.weight", "lm_head.weight"}
+    limits = {"time_step_limit": [0.0, {"__float__": "Infinity"}], "expand": 2}
+    config = {"model_type": "mamba2", "architectures": ["Mamba2ForCausalLM"], **SIZES, **MODELS["mamba2"], **limits}
+    model = transformers.Mamba2ForCausalLM._from_config(class_config(config, "m"))
+    embed, head, _ = class_embeddings(config, names)
+    assert dict(model.named_parameters())[embed] is model.get_input_embeddings().weight
+    assert head in names - {embed}
+    assert class_embeddings({**config, "time_step_limit": [0.0, "far"], "num_heads": "many"}, names) is None
+    with pytest.raises(SpecError, match=r"m: transformers' Mamba2Config does not take config\.json"):
+        class_config({**config, "num_heads": "many", "head_dim": {}}, "m")
