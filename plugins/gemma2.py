@@ -31,7 +31,8 @@ SCALE = Computed(lambda config: config.get("query_pre_attn_scalar", 256) ** -0.5
 ACTIVATION = Key("hidden_activation", "gelu_pytorch_tanh")
 
 
-def _block(config: Mapping[str, Any], i: int) -> Block:
+def gemma2_block(config: Mapping[str, Any], i: int) -> Block:
+    """A layer: every second one has a window."""
     return Block(
         norm=NORM,
         attention=GroupedQuery(
@@ -99,7 +100,7 @@ ARCHITECTURE = Architecture(
     model_types=("gemma2",),
     dims=DIMS,
     embedding=EMBEDDING,
-    block=PerLayer(_block),
+    block=PerLayer(gemma2_block),
     fixed={"use_bidirectional_attention": False},
     unused=("hidden_act",),
     head=Head(tied=Key("tie_word_embeddings", True), softcap=cap("final_logit_softcapping", 30.0)),

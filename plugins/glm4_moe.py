@@ -16,7 +16,7 @@ from .deepseek3 import ROUTER
 from .llama import DIMS, NAMES, QK_NORMS, TINY
 
 _EPS = Key("rms_norm_eps", 1e-5)
-_ROUTER: Router = replace(
+GLM_ROUTER: Router = replace(
     ROUTER,
     count=Key(("n_routed_experts", "num_local_experts"), 128),
     scale=Key("routed_scaling_factor", 1.0),
@@ -35,7 +35,7 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
             qk_norm=RMSNorm(eps=_EPS, width="head_dim") if has_norms else None,
         ),
         position=Rope(share=rotated_share(0.5)),
-        mlp=GatedMLP(ACTIVATION) if is_dense else mixture(config, _ROUTER),
+        mlp=GatedMLP(ACTIVATION) if is_dense else mixture(config, GLM_ROUTER),
     )
 
 

@@ -17,6 +17,7 @@ DOUBTFUL = {("gpt_neox", "rope_theta"), ("gpt_neox", "partial_rotary_factor"), (
 DOUBTFUL |= {("deepseek2", "norm_topk_prob"), ("phimoe", "num_experts_per_tok")}  # the originals' classes look at them
 DOUBTFUL |= {("phimoe", "rope_scaling.long_mscale")}  # which is of texts longer than the ones computed here
 DOUBTFUL |= {("ernie4_5_moe", "moe_norm_min")}  # a floor that the sums computed here are above of
+DOUBTFUL |= {("solar_open", "partial_rotary_factor")}  # 1.05 of a head's dims are all of them
 # What the original computes with (see its recordings) and transformers' class does not look at.
 OF_THE_ORIGINAL = {("mpt", key) for key in ("expansion_ratio", "logit_scale", "no_bias", "norm_type")}
 # transformers 5 gives it to the layers without a window only, transformers 4 and the original to all.

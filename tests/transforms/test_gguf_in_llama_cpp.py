@@ -91,7 +91,7 @@ CASES = {
     ("minicpm", "untied"): {}, ("mpt", None): {}, ("mpt", "clipped"): {}, ("qwen", None): {}, ("xverse", None): {},
     ("gpt_oss", None): {}, ("glm4_moe", None): {}, ("ernie4_5_moe", None): {}, ("hunyuan_moe", None): {},
     ("minimax_m2", None): {}, ("granitemoe", None): {}, ("granitemoe", "biases"): {}, ("granitemoeshared", None): {},
-    ("granitemoeshared", "unshared"): {}, ("glm4_moe", "groups"): {},
+    ("granitemoeshared", "unshared"): {}, ("glm4_moe", "groups"): {}, ("solar_open", None): {},
     ("glm4_moe", "defaults"): {}, ("gpt_oss", "transformers-5"): {"layer_types": None},
     ("ernie4_5_moe", "unshared"): {"moe_layer_end_index": -1},
     ("hunyuan_moe", "plain"): {"attention_bias": False, "moe_topk": 2},
