@@ -8,7 +8,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import InputError, SpecError, listing
-from llmkit.quantization.codec import Codec, folder_codec
+from llmkit.quantization.codec import Codec, FolderCodec, folder_codec
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.method import Method, Quantizer, Task, method_named, quantized
 from llmkit.quantization.quality import Meter
@@ -84,7 +84,7 @@ def quantize(
         codec = codec.with_activations(activations)
     ckpt, recipe = spelled_for(ckpt, codec), recipe or {}
     chosen = assign_grids(ckpt, codec, Scheme(bits, group_size, symmetric, type), recipe, keep, only)
-    _refuse_grids(algorithm, chosen.grids)
+    _refuse_grids(algorithm, codec, chosen.grids)
     wanted = model_dtype(ckpt.config)
 
     def made(weight: Lazy, name: str) -> QuantizedMatrix:
@@ -124,8 +124,11 @@ def quantize(
     )
 
 
-def _refuse_grids(algorithm: Method, grids: Mapping[str, Grid]) -> None:
+def _refuse_grids(algorithm: Method, codec: FolderCodec, grids: Mapping[str, Grid]) -> None:
     for grid in distinct(grids.values()):
+        if algorithm.gives_order(grid) and not codec.holds_order:
+            said = f"--act-order: --format {codec.name} has no columns in another order"
+            raise SpecError(said, hint="leave --act-order out, or take --format gptq")
         if (why := algorithm.refuses(grid)) is not None:
             name = next(name for name, its in grids.items() if its == grid)
             raise InputError(f"--method {algorithm.name} {why} ({name})", hint="--method mse takes every grid")

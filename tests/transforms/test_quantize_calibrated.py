@@ -177,8 +177,12 @@ def test_an_order_is_refused_where_there_is_none(model):
     base = model()
     with pytest.raises(InputError, match="--method mse has no order of columns"):
         calibrated(base, method="mse", act_order=True)
-    with pytest.raises(SpecError, match="awq has no columns in another order"):
-        calibrated(base, bits=4, group_size=32, keep=["*.down_proj"], act_order=True, format="awq")
+    for layout in ("awq", "bitsandbytes"):
+        made = {"bits": 4, "group_size": 32, "symmetric": layout != "awq", "keep": ["*.down_proj"], "format": layout}
+        with pytest.raises(SpecError, match=f"{layout} has no columns in another order") as caught:
+            calibrated(base, act_order=True, **made)
+        assert caught.value.hint == "leave --act-order out, or take --format gptq"
+        calibrated(base, **made)
 
 
 def test_gptq_without_a_text(model):
