@@ -12,9 +12,12 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 import llmkit
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError
 from llmkit.tokenization.to_gguf import vocabulary_metadata
 from llmkit.transforms import vocab
+from llmkit.transforms.vocab.config_ids import mentioned_ids, renumbered_generation
 
 CORPUS = [
     "the quick brown fox",
@@ -213,3 +216,11 @@ def test_vocab_json_with_merges_is_what_transformers_makes_of_it(tmp_path):
     metadata, warnings = vocabulary_metadata("m", ckpt.files, ckpt.config, n + 1, pre="gpt-2")
     assert warnings == []
     assert metadata["tokenizer.ggml.tokens"] == theirs.convert_ids_to_tokens(range(n + 1))
+
+
+def test_an_id_below_zero_in_a_config_names_no_token():
+    generation = FileContent.of_json({"eos_token_id": [2, -1], "pad_token_id": -1})
+    ckpt = Checkpoint("m", {}, {"pad_token_id": -1, "bos_token_id": 1}, {"generation_config.json": generation})
+    assert mentioned_ids(ckpt) == [1, 2]
+    (files,) = renumbered_generation(ckpt.files, {1: 0, 2: 1}).values()
+    assert json.loads(files.read()) == {"eos_token_id": [1, -1], "pad_token_id": -1}

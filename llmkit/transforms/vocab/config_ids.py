@@ -23,7 +23,7 @@ def with_vocab_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
 
 
 def mentioned_ids(ckpt: Checkpoint) -> list[int]:
-    """Every token id that the configs name."""
+    """Every token id that the configs name; not those below 0, which name none."""
     ids: list[int] = []
     for config in (ckpt.config, ckpt.generation_config):
         for key, value in config.items():
@@ -31,7 +31,7 @@ def mentioned_ids(ckpt: Checkpoint) -> list[int]:
                 ids += _integers(value)
             elif isinstance(value, dict):
                 ids += [i for k, v in value.items() if _holds_ids(k) for i in _integers(v)]
-    return sorted(set(ids))
+    return sorted({i for i in ids if i >= 0})  # -1: none, as the first configs of Llama have it
 
 
 def resized_config(
