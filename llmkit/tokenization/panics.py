@@ -11,10 +11,7 @@ from threading import Lock
 from typing import IO, Any
 
 _REPORT = re.compile(rb"\n*thread '[^\n]*' (\([^\n]*\) )?panicked at ")  # to its end, which has no mark
-_CALLS = (
-    "_encode_plus",
-    "_decode",
-)  # all ways into the library that transformers' tokenizers have, at texts and at ids
+_CALLS = ("_encode_plus", "_decode")  # the ways from transformers' tokenizers into the library, at texts and at ids
 
 
 class PanicError(RuntimeError):

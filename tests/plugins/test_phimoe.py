@@ -16,7 +16,7 @@ from llmkit.decoder.load import load_decoder
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_window_counts_whatever_use_sliding_window_says(stated):
-    """PhiMoE's config class has no such key: its first class (transformers 4.46) and transformers 5's do not read it.
+    """PhiMoE's config class has no such key, and the models of transformers 5 do not read it.
 
     4.57 does, in the masks of two of its three attentions; what it computes where the key is false is no one else's.
     """
