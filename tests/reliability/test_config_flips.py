@@ -22,6 +22,8 @@ DOUBTFUL |= {("solar_open", "partial_rotary_factor")}  # 1.05 of a head's dims a
 OF_THE_ORIGINAL = {("mpt", key) for key in ("expansion_ratio", "logit_scale", "no_bias", "norm_type")}
 # transformers 5 gives it to the layers without a window only, transformers 4 and the original to all.
 OF_THE_ORIGINAL |= {("olmo3", "rope_theta")}
+# The originals rotate qk_rope_head_dim dims; with another head_dim transformers fails, or all have one frequency.
+OF_THE_ORIGINAL |= {("deepseek3", "head_dim"), ("youtu", "head_dim")}
 if transformers.__version__.startswith("4."):  # what transformers 5 writes, and 4 does not look at
     OF_THE_ORIGINAL |= {
         (name, key)

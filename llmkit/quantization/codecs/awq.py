@@ -18,7 +18,7 @@ from typing import Any
 
 from llmkit.errors import SpecError, listing
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import Specs, required
+from llmkit.quantization.codec import required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_bytes, pack, unpack, unpack_words
@@ -92,9 +92,8 @@ class Awq(QweightCodec):
             "modules_to_not_convert": list(ignore),
         }
 
-    def _words(self, specs: Specs, module: str) -> str | None:
-        optional = [specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros")]
-        known = [spec for spec in optional if spec is not None]
+    def _words(self, qweight: TensorSpec, scales: TensorSpec | None, qzeros: TensorSpec | None) -> str | None:
+        known = [spec for spec in (qweight, scales, qzeros) if spec is not None]
         form = next((form for form in _FORMS if len(known) == 3 and form.fits(*known)), None)
         if form is None:
             return None

@@ -167,20 +167,19 @@ class Gptq(QweightCodec):
             )
         return notes
 
-    def _words(self, specs: Specs, module: str) -> str | None:
-        words, scales, zeros = (specs.get(f"{module}.{end}") for end in ("qweight", "scales", "qzeros"))
-        if words is None or len(words.shape) != 2 or words.dtype is not DType.I32:
+    def _words(self, qweight: TensorSpec, scales: TensorSpec | None, qzeros: TensorSpec | None) -> str | None:
+        if len(qweight.shape) != 2 or qweight.dtype is not DType.I32:
             return None
         if scales is None or len(scales.shape) != 2:
             return ""
-        n_out = words.shape[1]
-        if zeros is None:
+        n_out = qweight.shape[1]
+        if qzeros is None:
             return "" if n_out in scales.shape else None
         n_groups = scales.shape[0]
-        if scales.shape[1] != n_out or len(zeros.shape) != 2 or zeros.shape[0] != n_groups or not n_out * n_groups:
+        if scales.shape[1] != n_out or len(qzeros.shape) != 2 or qzeros.shape[0] != n_groups or not n_out * n_groups:
             return None
-        bits = 32 * zeros.shape[1] // n_out
-        return f"int{bits} group {words.shape[0] * 32 // (bits * n_groups)}" if bits else None
+        bits = 32 * qzeros.shape[1] // n_out
+        return f"int{bits} group {qweight.shape[0] * 32 // (bits * n_groups)}" if bits else None
 
 
 def _is_first(entry: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from llmkit.errors import RequirementError, SpecError
 from llmkit.quantization.codec import REMEDY, FolderCodec, Specs, StoredFolder, error_context, joined_experts, small
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.tensors.spec import DType
+from llmkit.tensors.spec import DType, TensorSpec
 
 _SUFFIXES = ("qweight", "qzeros", "zeros", "scales", "g_idx")
 
@@ -35,23 +35,25 @@ class QweightCodec(FolderCodec):
         return joined_experts(matrices, experts)
 
     @abstractmethod
-    def _words(self, specs: Specs, module: str) -> str | None:
+    def _words(self, qweight: TensorSpec, scales: TensorSpec | None, qzeros: TensorSpec | None) -> str | None:
         """Bits and groups in a few words, told by shapes; None for another layout."""
 
     def recognise(self, specs: Specs, config: Mapping[str, Any]) -> tuple[str, Sequence[str]] | None:
         names = [name for name in specs if name.endswith(".qweight")]
-        if not names or self._words(specs, names[0].removesuffix(".qweight")) is None:
-            return None
-        entry = config.get("quantization_config")
-        is_mixed = not isinstance(entry, Mapping) or any(
-            v and isinstance(v, Mapping) for k, v in entry.items() if k != "meta"
+        stems = (name.removesuffix("qweight") for name in names)
+        shapes = Counter(
+            (specs[f"{stem}qweight"], specs.get(f"{stem}scales"), specs.get(f"{stem}qzeros")) for stem in stems
         )
-        told = names if is_mixed else names[:1]  # what stands in a mapping is said of single modules
-        kinds = Counter(filter(None, (self._words(specs, name.removesuffix(".qweight")) for name in told)))
+        words = {parts: self._words(*parts) for parts in shapes}  # of a few shapes: there may be 60,000 matrices
+        if not names or next(iter(words.values())) is None:
+            return None
+        kinds = Counter[str]()
+        for parts, n in shapes.items():
+            kinds[words[parts] or ""] += n
         by_bits: dict[str, str] = {}  # the usual groups of each
-        for words, _ in kinds.most_common():
-            by_bits.setdefault(words.partition(" ")[0], words)
-        return ", ".join(by_bits.values()), names
+        for kind, _ in kinds.most_common():
+            by_bits.setdefault(kind.partition(" ")[0], kind)
+        return ", ".join(filter(None, by_bits.values())), names
 
     def matrices(self, stored: StoredFolder) -> tuple[dict[str, QuantizedMatrix], set[str]]:
         form = stored.entry.get(self.form_key)
