@@ -69,10 +69,11 @@ class Result:
 @pytest.fixture(autouse=True)
 def signals_are_left_as_found() -> Iterator[None]:
     """A test that leaves another handler behind would have a later one in the same process killed by its own signal."""
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {s: signal.getsignal(s) for s in ends}
+    from llmkit.lazy_imports import ENDS
+
+    before = {s: signal.getsignal(s) for s in ENDS}
     yield
-    after = {s: signal.getsignal(s) for s in ends}
+    after = {s: signal.getsignal(s) for s in ENDS}
     for ending, handler in before.items():
         signal.signal(ending, handler)
     assert after == before, "the test left signal handlers behind"

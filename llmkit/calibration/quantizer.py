@@ -27,7 +27,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, listing
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores, n_cores
-from llmkit.pipeline.progress import duration
+from llmkit.pipeline.progress import time_left
 from llmkit.pipeline.stage import BlockResult
 from llmkit.quantization.matrix import QuantizedMatrix
 from llmkit.quantization.method import BlockMethod, Method, Task, quantized
@@ -271,8 +271,7 @@ class CalibratedQuantizer:
 
         def report(done: float, text: str) -> None:
             raise_if_stopped()
-            remaining = (n_blocks - index - done) * (time.monotonic() - begun) / done if done else None
-            after = f", {duration(remaining)} left" if remaining is not None else ""
-            context.report(f"block {index + 1}/{n_blocks}, {text}{after}")
+            left = time_left(time.monotonic() - begun, done, n_blocks - index - done)
+            context.report(f"block {index + 1}/{n_blocks}, {text}{left}")
 
         return report

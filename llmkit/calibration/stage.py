@@ -22,7 +22,7 @@ from llmkit.decoder.load import load_blocks
 from llmkit.decoder.model import Decoder
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores
-from llmkit.pipeline.progress import duration
+from llmkit.pipeline.progress import time_left
 from llmkit.pipeline.stage import Block, BlockResult, Stage
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
@@ -115,9 +115,7 @@ class BlockStage:
         if self._first is None:
             self._first = index, time.monotonic()
         first, began = self._first
-        if index == first:
-            return ""
-        return f", {duration((n_blocks - index) * (time.monotonic() - began) / (index - first))} left"
+        return time_left(time.monotonic() - began, index - first, n_blocks - index)
 
     @cached_property
     def loaded(self) -> tuple[Decoder, Weights]:

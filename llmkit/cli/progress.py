@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 30.0
 _LINE_EVERY_SHARE = 0.1
-_TELLING_SHARE = 0.01  # of the work: what was done before it does not tell how long the rest will take
+_TELLING_SHARE = 0.01  # of the work, that has to be done first
 _WIDE = 110  # columns; narrower terminals get a shorter bar, and one line all the same
 _QUIET_S = 1.0  # after so long without a word the line of `StatusLine` appears
 _USUAL = 80  # columns, where a terminal does not say
@@ -136,8 +136,8 @@ class Bar:
 
         class TimeLeft(TimeRemainingColumn):
             def render(self, task: Task) -> Text:
-                is_telling = task.total is None or task.completed >= task.total * _TELLING_SHARE
-                return super().render(task) if is_telling else Text("-:--:--", style="progress.remaining")
+                is_known = _tells(task.completed, task.total or 0)
+                return super().render(task) if is_known else Text("-:--:--", style="progress.remaining")
 
         self.end()
         amount: list[ProgressColumn] = (
@@ -174,6 +174,11 @@ class Bar:
                 self._rich.stop()
                 self._status_line.release()
             self._rich = None
+
+
+def _tells(done: float, total: float) -> bool:
+    """Whether what was done tells how long the rest will take."""
+    return done >= total * _TELLING_SHARE
 
 
 class Lines:
@@ -222,7 +227,7 @@ class Lines:
             amount = f"{self._done} of {self._total} {self._unit}, {rate:{form}}/s"
         if self._note:
             return f"{self._label}: {share} ({self._note})"
-        if self._done < self._total * _TELLING_SHARE or not rate:
+        if not (rate and _tells(self._done, self._total)):
             return f"{self._label}: {share} ({amount})"
         minutes, seconds = divmod(round((self._total - self._done) / rate), 60)
         return f"{self._label}: {share} ({amount}, {minutes}:{seconds:02d} left)"

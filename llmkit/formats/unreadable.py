@@ -66,7 +66,8 @@ def refuse_pointer(path: Path, head: bytes) -> None:
 def no_weight_file(path: Path, head: bytes) -> InputError:
     """The error for a file that is no weight file, by its first bytes."""
     named = next((words for start, words in _HEADS if head.startswith(start)), None)
-    if named is None and head and not any(head):
+    is_zeros = bool(head) and not any(head)
+    if named is None and is_zeros:
         named = "zeros where its header should be"
     elif named is None and head and _is_text(head):
         named = "text, not weights"
@@ -79,7 +80,7 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
         hint = "unpack it, and give the folder"
     elif head.startswith(b"GGUF"):
         hint = f"rename it: {path.with_suffix('.gguf').name}"
-    elif head and not any(head):
+    elif is_zeros:
         hint = "it is damaged: fetch it again; of an XOR release: llmkit delta xor BASE RELEASE -o OUT"
     elif path.suffix in _WEIGHTS:
         hint = "it is another program's, or damaged: fetch it again"

@@ -33,6 +33,15 @@ class _Silent:
 NO_PROGRESS: Progress = _Silent()
 
 
+def time_left(seconds: float, done: float, left: float) -> str:
+    """`, 3 min 20 s left`, if what is left goes on as what is done did in so many seconds; empty before any is done.
+
+    Args:
+        done, left: in one unit.
+    """
+    return f", {duration(seconds * left / done)} left" if done else ""
+
+
 def duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
     if not isfinite(seconds):

@@ -49,11 +49,12 @@ class QweightCodec(FolderCodec):
             return None
         kinds = Counter[str]()
         for parts, n in shapes.items():
-            kinds[words[parts] or ""] += n
+            if kind := words[parts]:
+                kinds[kind] += n
         by_bits: dict[str, str] = {}  # the usual groups of each
         for kind, _ in kinds.most_common():
             by_bits.setdefault(kind.partition(" ")[0], kind)
-        return ", ".join(filter(None, by_bits.values())), names
+        return ", ".join(by_bits.values()), names
 
     def matrices(self, stored: StoredFolder) -> tuple[dict[str, QuantizedMatrix], set[str]]:
         form = stored.entry.get(self.form_key)
