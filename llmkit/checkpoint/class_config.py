@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.errors import SpecError
+from llmkit.errors import SpecError, in_a_line
 
 _SHOWN = 300  # characters of what a class says
 
@@ -35,7 +35,7 @@ def class_config(config: Mapping[str, Any], label: str) -> Any:
 
 def first_line(error: Exception) -> str:
     """What a class says, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_SHOWN]
+    return f"{type(error).__name__}: {in_a_line(error)}"[:_SHOWN]
 
 
 def _with_infinities(value: Any) -> Any:
