@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -41,11 +41,10 @@ class LocalData:
     unknown: tuple[str, ...]
     oddities: dict[str, list[str]] = field(default_factory=dict)
 
-    def path(self, subject: str, split: str) -> Path:
+    def paths(self, subject: str, split: str) -> list[Path]:
         """Where a subject's split is; where a CSV file would be, if there is none."""
-        return _paths(self.bench, self.folder, split).get(subject) or self.folder / _csv_name(
-            self.bench, subject, split
-        )
+        csv = self.folder / _csv_name(self.bench, subject, split)
+        return _paths(self.bench, self.folder, split).get(subject) or [csv]
 
     def read(self, subject: str, *, shots: int, needs_answers: bool = True) -> dict[str, list[Doc]]:
         """A subject's scored split and, when there are shots, the split they come from.
@@ -54,11 +53,11 @@ class LocalData:
             needs_answers: the scored split has to have its answers.
 
         Raises:
-            InputError: a missing or malformed file, a split without answers, or fewer rows than shots.
+            InputError: a missing or malformed file, two that differ, a split without answers, or fewer rows than shots.
         """
         bench = self.bench
-        path = self.path(subject, bench.split)
-        scored = self._read(path, subject)
+        path, *others = self.paths(subject, bench.split)
+        scored = self._read(path, subject, others)
         if not scored.docs:
             raise InputError(f"{path}: no questions")
         if needs_answers and not scored.is_labelled:
@@ -71,8 +70,8 @@ class LocalData:
         docs = {bench.split: scored.docs}
         if bench.shots_split == bench.split:
             return docs
-        path = self.path(subject, bench.shots_split)
-        shown = self._read(path, subject) if shots or path.is_file() else Split([])
+        path, *others = self.paths(subject, bench.shots_split)
+        shown = self._read(path, subject, others) if shots or path.is_file() else Split([])
         docs[bench.shots_split] = shown.docs
         if len(shown.docs) < shots:
             raise InputError(
@@ -83,8 +82,13 @@ class LocalData:
             raise InputError(f"{path}: no answers, which the {shots} shots would show", hint="add --shots 0")
         return docs
 
-    def _read(self, path: Path, subject: str) -> Split:
+    def _read(self, path: Path, subject: str, others: Sequence[Path]) -> Split:
         split = read_split(path, self.bench.csv, subject)
+        if other := next((p for p in others if read_split(p, self.bench.csv, subject).docs != split.docs), None):
+            raise InputError(
+                f"{self.bench.title}, {subject}: its questions in {path} are others than those in {other}",
+                hint=f"keep one: mv {quote(str(other))} {quote(f'{other}.old')}",
+            )
         for kind, places in (
             ("questions that stand twice in their file, and count twice", split.repeated),
             ("questions with an empty choice", split.empty),
@@ -173,20 +177,19 @@ def _csv_name(bench: Bench, subject: str, split: str) -> str:
     return FORMS[bench.csv].path.format(subject=subject, split=split)
 
 
-def _paths(bench: Bench, folder: Path, split: str) -> dict[str, Path]:
-    """Subject -> file of a split in a folder: CSV files as published, or else Parquet files as the hub keeps them."""
+def _paths(bench: Bench, folder: Path, split: str) -> dict[str, list[Path]]:
+    """Subject -> files of a split in a folder: the CSV file as published, Parquet files as the hub keeps them."""
     name = Path(_csv_name(bench, "", split))
     if FORMS[bench.csv].whole is not None:
         whole = sorted(folder.glob(name.name)) if folder.is_dir() else []
-        return dict.fromkeys(bench.by_name, whole[0]) if whole else {}
+        return dict.fromkeys(bench.by_name, whole) if whole else {}
     place = folder / name.parent
     files = sorted(place.iterdir()) if place.is_dir() else []
-    named = {p.name.removesuffix(name.name): p for p in files if p.name.endswith(name.name) and p.is_file()}
-    if named or not folder.is_dir():
-        return named
+    found = {p.name.removesuffix(name.name): [p] for p in files if p.name.endswith(name.name) and p.is_file()}
     hub = bench.splits.get(split, split)
-    kept = sorted(p for pattern in (f"*/{hub}-*.parquet", f"*/{hub}/*.parquet") for p in folder.glob(pattern))
-    return {p.relative_to(folder).parts[0]: p for p in kept}
+    for path in sorted(p for pattern in (f"*/{hub}-*.parquet", f"*/{hub}/*.parquet") for p in folder.glob(pattern)):
+        found.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    return found
 
 
 def _known(bench: Bench, folder: Path, split: str) -> list[str]:

@@ -98,6 +98,13 @@ def test_a_hub_snapshot_has_the_same_questions(tmp_path, pattern):
         wanted = find_data(form, tmp_path / "csv").read(subject, shots=0)
         for given in (snapshot, tmp_path / name):
             assert find_data(form, given).read(subject, shots=0) == wanted
+        beside = snapshot / csv_file.relative_to(tmp_path / "csv")
+        write(beside, csv_file.read_text(encoding="utf-8"))
+        assert find_data(form, snapshot).read(subject, shots=0) == wanted
+        write(beside, csv_file.read_text(encoding="utf-8").replace("4,A", "4,B"))
+        with pytest.raises(InputError, match=rf"{subject}: its questions in \S+csv are others than .*parquet"):
+            find_data(form, snapshot).read(subject, shots=0)
+        beside.unlink()
     (snapshot / subject / "test-00000-of-00001.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet: not a Parquet file"):
         find_data(load_bench("cmmlu"), snapshot).read("logical", shots=0)
