@@ -45,7 +45,7 @@ from llmkit.cli import (
     vocab,
 )
 from llmkit.cli.command import PipeClosed
-from llmkit.cli.environment_errors import as_refusal, check_arguments
+from llmkit.cli.environment_errors import as_refusal, check_arguments, hint_of
 from llmkit.cli.interrupts import Interrupted, heard, is_ending, is_heard, terminable
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.cli.terminal import open_streams
@@ -157,7 +157,7 @@ def _guarded(args: Sequence[str], out: Output) -> int:
         if is_heard():
             return _interrupted(out, args, Interrupted(is_resumable=False))
         _show_stack_if_debugging()
-        out.error(error.kind, error.message, error.hint)
+        out.error(error.kind, error.message, hint_of(error, error.hint))
         return error.exit_code
     except Interrupted as stop:
         return _interrupted(out, args, stop)
@@ -178,7 +178,7 @@ def _guarded(args: Sequence[str], out: Output) -> int:
         if refusal is None:
             return _bug(out, args, error)
         _show_stack_if_debugging()
-        out.error(refusal.kind, refusal.message, refusal.hint)
+        out.error(refusal.kind, refusal.message, hint_of(error, refusal.hint))
         return refusal.exit_code
 
 

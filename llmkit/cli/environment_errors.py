@@ -75,6 +75,18 @@ def as_refusal(error: BaseException) -> LlmkitError | None:
     return _of_file(error) if isinstance(error, OSError) else None
 
 
+def hint_of(error: BaseException, hint: str | None) -> str | None:
+    """The hint for an error: that of its cause where the limit of open files is it, whoever met it; else `hint`."""
+    if not any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in _chain(error)):
+        return hint
+    import resource  # a module of Unix, and so are the limits
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now < most or most == resource.RLIM_INFINITY:
+        return f"raise the limit, which is {now}: ulimit -n {65536 if most < 0 else min(most, 65536)}"
+    return f"raise the limit, which is {now} (/etc/security/limits.conf, or the container's), or close other programs"
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     for _ in range(20):
         if error is None:

@@ -153,10 +153,13 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
         if set(weight_map) <= there:
             message += f"; the files hold all its {len(weight_map)} tensors, in other places"
             raise _stale(index, message) from None
-        raise InputError(message) from None
+        raise InputError(
+            message,
+            hint=f"download both again; or, where the model has no such tensor, {_moved(index)}",
+        ) from None
     stray = [f"{t} ({f})" for f, present in shards.items() for t in present if t not in weight_map]
     if stray:
-        raise InputError(f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")
+        raise _stale(index, f"{index}: {len(stray)} tensors of the shards are not in the index: {listing(stray)}")
     _refuse_other_copies(index, weight_map, shards)
     return tensors
 
@@ -210,7 +213,10 @@ def _missing(folder: Path, index: Path, weight_map: dict[str, str], missing: lis
 
 
 def _stale(index: Path, message: str) -> InputError:
-    command = f"mv {shlex.quote(str(index))} {shlex.quote(f'{index}.old')}"
     return InputError(
-        f"{message}: the index is of other files", hint=f"{command}; without it the files are read as they are"
+        f"{message}: the index is of other files", hint=f"{_moved(index)}; without it the files are read as they are"
     )
+
+
+def _moved(index: Path) -> str:
+    return f"mv {shlex.quote(str(index))} {shlex.quote(f'{index}.old')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def test_the_file_system_refuses(code: int) -> None:
     refusal = as_refusal(OSError(code, os.strerror(code), "some/file"))
     assert refusal is not None
     assert "some/file" in refusal.message
+
+
+def test_the_limit_of_open_files_is_the_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """Where a reader met it as well, whose own hint is about its file."""
+    (tmp_path / "config.json").write_text("{}")
+    refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "some/file")
+    monkeypatch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kwargs: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (16, 4096))
+    assert main(["inspect", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "Too many open files" in said
+    assert "hint: raise the limit, which is 16: ulimit -n 4096" in said
 
 
 def test_an_argument_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
