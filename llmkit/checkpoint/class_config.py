@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.architecture.registry import model_type_of
 from llmkit.errors import SpecError, in_a_line
 
 _SHOWN = 300  # characters of what a class says
+
+
+def is_known_class(config: Mapping[str, Any]) -> bool:
+    """Whether the installed transformers has a class for the config's `model_type`."""
+    import transformers
+
+    return model_type_of(config) in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 
 
 def class_config(config: Mapping[str, Any], label: str) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.names import NameTable
-from llmkit.architecture.registry import find, model_type_of
+from llmkit.architecture.registry import find
 from llmkit.architecture.storage import single_experts
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.class_config import class_config
+from llmkit.checkpoint.class_config import class_config, is_known_class
 from llmkit.checkpoint.embeddings import with_true_tying
 from llmkit.checkpoint.order import sort_tensors
 from llmkit.checkpoint.quantized import dequantized
@@ -26,6 +26,7 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
 
 _SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id", *CONFIG_KEYS)
+_TIED = "tie_word_embeddings"
 
 
 def text_part(ckpt: Checkpoint) -> Checkpoint:
@@ -37,12 +38,16 @@ def text_part(ckpt: Checkpoint) -> Checkpoint:
     if architecture is None:
         return ckpt
     outer = {key: ckpt.config[key] for key in _SHARED if ckpt.config.get(key) is not None}
-    tied = ckpt.config.get("tie_word_embeddings", stated.get("tie_word_embeddings"))
-    config = {**outer, **_whole(architecture, stated), "architectures": [architecture.matches[0]]}
-    if tied is not None:
-        config["tie_word_embeddings"] = tied
+    own = {key: stated[key] for key in outer if stated.get(key) is not None}
+    config = {**_whole(architecture, stated), **outer, **own, "architectures": [architecture.matches[0]]}
     whole = single_experts(ckpt.tensors, architecture.names)
     tensors = _decoder_tensors(architecture, whole)
+    tied = ckpt.config.get(_TIED, stated.get(_TIED))
+    head = NameTable(architecture.names).name("head.weight").removesuffix("weight")
+    if not tied and not any(name.startswith(head) for name in tensors) and is_known_class(ckpt.config):
+        tied = class_config(ckpt.config, ckpt.label).tie_word_embeddings
+    if tied is not None:
+        config[_TIED] = tied
     left = len(whole) - len(tensors)
     note = f"the text part of {ckpt.label} ({architecture.name}); {left} tensors of other parts are left out"
     return with_true_tying(ckpt.derive(tensors=sort_tensors(tensors), config=config, notes=[note]))
@@ -65,10 +70,7 @@ def _whole(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, A
     try:
         architecture.bind(config)
     except SpecError:
-        import transformers
-
-        classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-        if model_type_of(config) in classes:
+        if is_known_class(config):
             full = class_config(config, "config.json").to_dict()
             return {key: value for key, value in full.items() if not key.startswith("_")}
     return dict(config)

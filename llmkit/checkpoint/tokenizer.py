@@ -189,6 +189,9 @@ def _unknown_class(settings: Mapping[str, Any], label: str) -> InputError:
 
 
 def end_tokens(ckpt: Checkpoint) -> list[int]:
-    """The ids that end a generated text, as generation_config.json (else config.json) names them."""
+    """The ids that end a generated text, as generation_config.json (else config.json, its text's part) names them."""
     named = ckpt.generation_config.get("eos_token_id", ckpt.config.get("eos_token_id"))
+    inner = ckpt.config.get("text_config")
+    if named is None and "eos_token_id" not in ckpt.generation_config and isinstance(inner, Mapping):
+        named = inner.get("eos_token_id")
     return [int(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]

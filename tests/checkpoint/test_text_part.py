@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.api import save
 from llmkit.architecture.registry import default_registry
-from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.text_part import text_part
+from llmkit.checkpoint.tokenizer import end_tokens
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.decoder.foreign import quiet_transformers
 from llmkit.decoder.load import load_decoder
@@ -173,6 +174,39 @@ def test_a_head_that_only_the_text_config_ties_is_the_one_that_is_stored(tmp_pat
     ids = torch.arange(3, 19)[None]
     decoder = load_decoder(open_checkpoint(tmp_path), dtype="float32")
     assert (decoder(ids) - model(input_ids=ids).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("family", "outer", "inner"), [("mistral", None, False), ("llama", False, True)])
+def test_a_head_that_is_not_stored_is_tied_as_the_whole_class_ties_it(tmp_path, family, outer, inner):
+    """Mistral 3's class ties where its config is silent; Llava's as the text's config says, as older ones had it."""
+    model = written(tmp_path, family)
+    if family == "llama":
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = outer, inner
+    stated = {k: v for k, v in config.items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    ids = torch.arange(3, 27).view(2, 12)
+    with quiet_transformers(), torch.inference_mode():
+        wanted = type(model).from_pretrained(tmp_path, attn_implementation="eager")(input_ids=ids).logits
+    torch.testing.assert_close(load_decoder(open_checkpoint(tmp_path))(ids), wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_what_the_whole_config_states_wins_over_defaults_of_the_texts_class(tmp_path):
+    """The published Gemma 3 states its ends of text outside, and of its text's sizes some."""
+    text = {k: v for k, v in PLUGINS["gemma3"].tiny_config().items() if k not in ("eos_token_id", "rms_norm_eps")}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 90]}
+    tensors = random_checkpoint(PLUGINS["gemma3"], PLUGINS["gemma3"].tiny_config()).tensors
+    ckpt = Checkpoint("m", tensors, config | {"dtype": "bfloat16", "text_config": text}, {})
+    assert {k: text_part(ckpt).config[k] for k in ("eos_token_id", "dtype")} == {
+        "eos_token_id": [1, 90],
+        "dtype": "bfloat16",
+    }
+    inner = Checkpoint("m", {}, {"text_config": text | {"eos_token_id": 7}, "eos_token_id": None}, {})
+    assert end_tokens(inner) == [7]
 
 
 def test_a_text_part_that_no_plugin_describes_is_refused(tmp_path):

@@ -220,7 +220,8 @@ def test_vocab_json_with_merges_is_what_transformers_makes_of_it(tmp_path):
 
 def test_an_id_below_zero_in_a_config_names_no_token():
     generation = FileContent.of_json({"eos_token_id": [2, -1], "pad_token_id": -1})
-    ckpt = Checkpoint("m", {}, {"pad_token_id": -1, "bos_token_id": 1}, {"generation_config.json": generation})
-    assert mentioned_ids(ckpt) == [1, 2]
+    config = {"pad_token_id": -1, "bos_token_id": 1, "image_token_index": 5, "text_config": {"eos_token_id": 7}}
+    ckpt = Checkpoint("m", {}, config, {"generation_config.json": generation})
+    assert mentioned_ids(ckpt) == [1, 2, 5, 7]
     (files,) = renumbered_generation(ckpt.files, {1: 0, 2: 1}).values()
     assert json.loads(files.read()) == {"eos_token_id": [1, -1], "pad_token_id": -1}

@@ -79,7 +79,7 @@ def _mapped(config: Mapping[str, Any], new_of: Mapping[int, int], n_old: int, n_
 
 
 def _holds_ids(key: str) -> bool:
-    return key.endswith(("_token_id", "_token_ids")) or key in _LISTS
+    return key.endswith(("_token_id", "_token_ids", "_token_index")) or key in _LISTS
 
 
 def _integers(value: Any) -> Iterator[int]:
