@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,13 +23,13 @@ from llmkit.calibration.scaling import BlockScaling
 from llmkit.calibration.stage import BlockStage
 from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import RequirementError, listing
+from llmkit.errors import listing
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import all_cores, n_cores
 from llmkit.pipeline.progress import time_left
 from llmkit.pipeline.stage import BlockResult
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, Method, Task, quantized
+from llmkit.quantization.method import BlockMethod, Method, Task, outside_blocks, quantized
 from llmkit.tensors.device import product_dtype
 from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import raise_if_stopped
@@ -125,13 +124,7 @@ class CalibratedQuantizer:
                 without statistics.
         """
         if self._slots[task.name].layer is None and task.method.needs:
-            if self._outside is not None:
-                return quantized(replace(task, method=self._outside))
-            raise RequirementError(
-                f"{task.name} is in no layer that is calibrated, and --method {task.method.name} needs to see its "
-                "inputs",
-                hint=f"leave it in floats (--keep {task.name.removesuffix('.weight')}), or take --method mse",
-            )
+            return quantized(outside_blocks(task, self._outside))
         self._tasks[task.name] = task
         self._stage.device = task.device
         node = Whole(

@@ -10,7 +10,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.errors import RequirementError
 from llmkit.quantization.matrix import QuantizedMatrix
-from llmkit.quantization.method import BlockMethod, Method, ScalingMethod, Task, quantized
+from llmkit.quantization.method import BlockMethod, Method, ScalingMethod, Task, outside_blocks, quantized
 from llmkit.tensors.lazy import Lazy
 
 
@@ -20,10 +20,11 @@ class StoredQuantizer:
     Args:
         ckpt: float tensors.
         statistics: of its weights.
+        outside: as of `CalibratedQuantizer`.
     """
 
-    def __init__(self, ckpt: Checkpoint, statistics: StoredStatistics) -> None:
-        self._slots, self.statistics = ckpt.require_model().tensors(), statistics
+    def __init__(self, ckpt: Checkpoint, statistics: StoredStatistics, *, outside: Method | None = None) -> None:
+        self._slots, self.statistics, self._outside = ckpt.require_model().tensors(), statistics, outside
 
     @property
     def default_method(self) -> str:
@@ -85,7 +86,10 @@ class StoredQuantizer:
         self.refuse_unfit(method)
         known = self.statistics.known(slot)
         missing = sorted(method.needs - set(known))
-        if missing:
+        if missing and slot.layer is None:
+            task = outside_blocks(task, self._outside)
+            method = task.method
+        elif missing:
             words = " and ".join(name.replace("_", " ") for name in missing)
             raise RequirementError(
                 f"{self.statistics.label} does not tell the {words} of the inputs of {task.name}, which --method "

@@ -256,9 +256,9 @@ class CalibrationOptions(TextOptions):
         from llmkit.calibration.stored import StoredQuantizer
         from llmkit.quantization.method import method_named
 
-        if not isinstance(known, Samples):
-            return StoredQuantizer(ckpt, known)
         outside = method_named("mse") if method is None else None
+        if not isinstance(known, Samples):
+            return StoredQuantizer(ckpt, known, outside=outside)
         return CalibratedQuantizer(ckpt, known, outside=outside, ranks=joined())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
@@ -349,6 +349,20 @@ class Quantizer(Protocol):
 
     def changed(self) -> Mapping[str, Lazy]:
         """Other tensors that change together with the matrices, by name."""
+
+
+def outside_blocks(task: Task, method: Method | None) -> Task:
+    """The task of a weight in no block, whose inputs nothing measures, by a method that can do without.
+
+    Raises:
+        RequirementError: `method` is None: the task's own was asked for.
+    """
+    if method is not None:
+        return replace(task, method=method)
+    raise RequirementError(
+        f"{task.name} is in no layer that is calibrated, and --method {task.method.name} needs to see its inputs",
+        hint="leave --method out, and it is rounded by mse; or leave it in floats",
+    )
 
 
 def quantized(task: Task, measured: Mapping[str, Lazy] | None = None, n_tokens: float = 0) -> QuantizedMatrix:

@@ -108,8 +108,10 @@ class Sizes:
 def sizes(before: Mapping[str, Lazy], after: Mapping[str, Lazy]) -> Sizes:
     """Sizes before and after quantization, from specs alone."""
     n_parameters = sum([t.spec.numel for t in before.values()])
-    n_quantized = sum([t.spec.numel for name, t in before.items() if name not in after])
-    added_nbytes = sum([t.spec.nbytes for name, t in after.items() if name not in before])
+    # Codes may have the name that the weight had.
+    kept = {name for name, t in before.items() if name in after and after[name].spec == t.spec}
+    n_quantized = sum([t.spec.numel for name, t in before.items() if name not in kept])
+    added_nbytes = sum([t.spec.nbytes for name, t in after.items() if name not in kept])
     after_nbytes = sum([t.spec.nbytes for t in after.values()])
     return Sizes(
         before_nbytes=sum(t.spec.nbytes for t in before.values()),

@@ -88,7 +88,7 @@ def assign_grids(
     """
     for glob, scheme in recipe.items():
         must_match(ckpt, glob)
-        _refuse_block_type(glob, scheme, codec)
+        _refuse_type_and_bits(glob, scheme, codec)
     globs = first_matches(ckpt.tensors, recipe)
     float_names = [name for name, glob in globs.items() if recipe[glob].is_float]
     quantized = [name for name, glob in globs.items() if not recipe[glob].is_float]
@@ -116,12 +116,17 @@ def assign_grids(
     return GridAssignment(layers, weights, grids, text.replace(" to ", " linear layers to ", 1))
 
 
-def _refuse_block_type(glob: str, scheme: Scheme, codec: Codec) -> None:
+def _refuse_type_and_bits(glob: str, scheme: Scheme, codec: Codec) -> None:
     if scheme.type and scheme.type.lower() not in ("int", *(points.name for points in codec.points)):
         raise InputError(
             f"recipe: {glob} is to be {scheme.type}, a type of GGUF's blocks; {codec.name} has grids of "
             f"{alternatives(codec.all_bits)} bits",
             hint="write {bits: 4, group_size: 64} there, or take --format gguf",
+        )
+    if scheme.bits is not None and not scheme.type and scheme.bits not in codec.all_bits:
+        raise InputError(
+            f"{glob} is to have {scheme.bits} bits; expected {alternatives(codec.all_bits)} in {codec.name}",
+            hint="give it such bits or leave it in floats; --format compressed-tensors has 2 to 8",
         )
 
 

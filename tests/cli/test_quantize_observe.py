@@ -27,6 +27,19 @@ def test_observed_once_and_quantized_by_it(call, tiny, tmp_path, text, name):
     assert "not for a run with --statistics" in refused.err
 
 
+def test_a_head_has_no_statistics(call, tiny, tmp_path, text):
+    """They are of the blocks: it is rounded by what needs none, as beside a text, unless a method was asked for."""
+    file, out = tmp_path / "s.safetensors", tmp_path / "q"
+    args = ["--calibration", text, "--samples", "6", "--length", "20", "--moments"]
+    assert call("quantize", "observe", tiny, *args, "-o", file).code == 0
+    args = ["quantize", tiny, "--bits", "4", "--head-bits", "8", "--statistics", file, "-o", out, "--dry-run"]
+    done = call(*args)
+    assert (done.code, "1 to int8" in done.out) == (0, True), done.out
+    done = call(*args, "--method", "gptq-fast")
+    assert done.code == 2
+    assert "hint: leave --method out" in done.err
+
+
 def test_a_folder_that_is_called_observe_is_a_model_with_its_path(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call("quantize", "./observe", "--bits", "8", "-o", "q")

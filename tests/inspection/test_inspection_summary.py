@@ -33,6 +33,14 @@ def tensors(dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
+def gptq(weights: dict[str, torch.Tensor], stem: str) -> dict[str, torch.Tensor]:
+    """With a matrix of 16 x 16 in GPTQ's 4 bits."""
+    n_words = {"qweight": (2, 16), "qzeros": (1, 2)}
+    parts = {stem + name: torch.zeros(shape, dtype=torch.int32) for name, shape in n_words.items()}
+    kept = {name: t for name, t in weights.items() if not name.startswith(stem)}
+    return kept | parts | {f"{stem}scales": torch.zeros(1, 16).half()}
+
+
 def model(folder: Path, weights: dict[str, torch.Tensor], *, n_tokens: int | None = 40, **changes: object) -> Path:
     folder.mkdir()
     save_file(weights, str(folder / "model.safetensors"))
@@ -93,6 +101,12 @@ ODD = {
         {"architectures": ["OkapiForCausalLM"], "model_type": "okapi"},
         "oddities",
         "no plugin describes OkapiForCausalLM",
+    ),
+    "bits of a config": (
+        lambda: gptq(tensors(), "model.layers.0.self_attn.q_proj."),
+        {"quantization_config": {"quant_method": "gptq", "bits": 8}},
+        "oddities",
+        "quantization_config says bits 8, and the shapes of model.layers.0.self_attn.q_proj say 4 bits",
     ),
     "unknown dtype": (tensors, {"torch_dtype": "flot16"}, "oddities", "unknown dtype 'flot16'"),
 }

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from llmkit.errors import InputError, SpecError
+from llmkit.quantization.codec import StoredFolder
 from llmkit.quantization.codecs.awq import CODEC as AWQ
 from llmkit.quantization.codecs.gptq import CODEC, CODEC_V2
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
@@ -207,3 +208,23 @@ def test_matrices_of_other_grids_have_rules_of_their_own():
     }
     with pytest.raises(SpecError, match="awq has one group size for all matrices"):
         AWQ.describe({"a": zeros_on(Grid(4, 32)), "b": zeros_on(Grid(4))}, [], are_all=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"bits": 4, "group_size": 32}, None),
+        ({}, None),
+        ({"bits": 8, "group_size": 32, "dynamic": {r"+:^m$": {"bits": 4}}}, None),
+        ({"bits": 8, "group_size": 32}, "bits 8, group_size 32, and the shapes of m say 4 bits in groups of 32"),
+        ({"bits": 4, "group_size": -1}, "bits 4, group_size -1, and the shapes of m"),
+        ({"bits": 4, "group_size": 32, "dynamic": {"+:n": {"bits": 8}, "-:o": {}}}, None),
+    ],
+)
+def test_bits_and_groups_of_the_config_that_contradict_shapes_are_said(entry, says):
+    parts = {f"m.{end}": held(part) for end, part in GPTQ_LAYERS["asym4v1"].items()}  # 64 inputs, groups of 16
+    parts |= {
+        "m.scales": held(torch.ones(2, 32).half()), "m.qzeros": held(torch.zeros(2, 4, dtype=torch.int32)),
+    }  # fmt: skip
+    warnings = CODEC.warnings(StoredFolder("q", parts, {"quantization_config": {"quant_method": "gptq", **entry}}))
+    assert [says is not None and says in warning for warning in warnings] == [True] * (says is not None)

@@ -181,6 +181,22 @@ def test_an_adapter_leaves_int8_inputs_int8(world, tmp_path):
     assert {name.rpartition(".")[0] for name in changed} == {"model.layers.0.self_attn.q_proj"}
 
 
+def test_an_adapter_that_lifts_all_weights_above_zero(world, tmp_path):
+    """Zero points would be 0, which the first version of GPTQ, storing them minus 1, does not hold."""
+    key, update = write_adapter(tmp_path / "a")
+    update = {name: part.abs() + 0.5 for name, part in update.items()}
+    save_file(update, tmp_path / "a" / "adapter_model.safetensors")
+    base = llmkit.open_checkpoint(world / "gptq-False")
+    llmkit.save(lora.merge(base, [lora.open_adapter(tmp_path / "a")], requantize=True), tmp_path / "out")
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    before, after = (
+        dequantized(ckpt).tensors[weight].load() for ckpt in (base, llmkit.open_checkpoint(tmp_path / "out"))
+    )
+    wanted = before + 2 * update[f"{key}lora_B.weight"] @ update[f"{key}lora_A.weight"]
+    assert wanted.min() > 0
+    assert (after - wanted).norm() < 0.05 * wanted.norm()
+
+
 @pytest.mark.parametrize("name", ["gptq", "awq", "compressed-tensors"])
 def test_an_adapter_changes_only_what_it_touches(world, tmp_path, name):
     """The rest keeps its bytes; what is changed is the nearest points of its old grid to base plus update."""

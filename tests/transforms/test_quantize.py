@@ -406,6 +406,10 @@ def test_sizes_are_those_of_the_files(tmp_path, model):
     expected = 4 + 1 + 128 * len(layers) / sum(t.numel() for t in layers)
     assert found.linear_bits_per_weight == pytest.approx(expected)
     assert found.as_dict()["n_quantized"] == sum(t.numel() for t in layers)
+    # Codes may be called as the weight was: 8 bits, and a float32 scale a row.
+    found = sizes(model.tensors, quantize(model, bits=8, activations="int8").tensors)
+    n_rows, n_weights = sum(len(t) for t in layers), sum(t.numel() for t in layers)
+    assert (found.n_quantized, found.linear_bits_per_weight) == (n_weights, pytest.approx(8 + 32 * n_rows / n_weights))
 
 
 @pytest.mark.slow

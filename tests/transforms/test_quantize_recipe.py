@@ -79,7 +79,7 @@ def test_without_bits_only_what_the_recipe_names_is_quantized(model):
         ({"model.embed_tokens": Scheme(8)}, "compressed-tensors", "no loader of compressed-tensors takes quantized"),
         ({"*.input_layernorm": Scheme(8)}, "compressed-tensors", "norm"),
         ({"*.v_proj": Scheme(9)}, "compressed-tensors", "9"),
-        ({"*.v_proj": Scheme(8)}, "awq", "expected 4"),
+        ({"*.v_proj": Scheme(8)}, "awq", r"^\*\.v_proj is to have 8 bits; expected 4 in awq"),
         ({"*.v_proj": Scheme(4, 16)}, "awq", "one group size for all"),
         ({"*.v_proj": Scheme(type="Q6_K")}, "gptq", "GGUF"),
     ],

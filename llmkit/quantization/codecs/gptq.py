@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmkit.errors import InputError, SpecError
+from llmkit.errors import InputError, SpecError, listing
 from llmkit.lazy_imports import torch
-from llmkit.quantization.codec import FolderCodec, Specs, required
+from llmkit.quantization.codec import FolderCodec, Specs, StoredFolder, required
 from llmkit.quantization.codecs.qweight import QweightCodec, group_size
 from llmkit.quantization.matrix import Grid, QuantizedMatrix
 from llmkit.quantization.packing import n_words, pack_words, unpack_words
@@ -31,6 +31,8 @@ from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.rearrange import sliceable, transpose
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.version import __version__
+
+_TELLING = ("qweight", "scales", "qzeros")
 
 
 class Gptq(QweightCodec):
@@ -172,14 +174,50 @@ class Gptq(QweightCodec):
             return None
         if scales is None or len(scales.shape) != 2:
             return ""
-        n_out = qweight.shape[1]
         if qzeros is None:
-            return "" if n_out in scales.shape else None
-        n_groups = scales.shape[0]
-        if scales.shape[1] != n_out or len(qzeros.shape) != 2 or qzeros.shape[0] != n_groups or not n_out * n_groups:
-            return None
-        bits = 32 * qzeros.shape[1] // n_out
-        return f"int{bits} group {qweight.shape[0] * 32 // (bits * n_groups)}" if bits else None
+            return "" if qweight.shape[1] in scales.shape else None
+        bits, n_in = _bits_and_columns(qweight, scales, qzeros)
+        return f"int{bits} group {n_in // scales.shape[0]}" if bits else None
+
+    def warnings(self, stored: StoredFolder) -> list[str]:
+        """What config.json says of bits and groups, where shapes contradict it: other programs go by it."""
+        entry, dynamic = stored.entry, stored.entry.get("dynamic")
+        own = dynamic.values() if isinstance(dynamic, Mapping) else ()
+        stated = [entry, *({**entry, **scheme} for scheme in own if isinstance(scheme, Mapping))]
+        odd: dict[tuple[int, int], list[str]] = {}
+        for name in (n for n in stored.tensors if n.endswith(".qweight")):
+            stem = name.removesuffix("qweight")
+            parts = [stored.tensors[stem + end].spec for end in _TELLING if stem + end in stored.tensors]
+            if len(parts) < len(_TELLING):
+                continue
+            bits, n_in = _bits_and_columns(*parts)
+            n_groups = parts[1].n_rows
+            if bits and not any(_says(scheme, bits, n_in, n_groups) for scheme in stated):
+                odd.setdefault((bits, -(-n_in // n_groups)), []).append(stem.removesuffix("."))
+        said = ", ".join(f"{key} {entry[key]}" for key in ("bits", "group_size") if key in entry)
+        return [
+            f"quantization_config says {said}, and the shapes of {listing(modules, 2)} say {bits} bits in groups of "
+            f"{group}: read so; other programs go by what it says, so correct it there"
+            for (bits, group), modules in odd.items()
+        ]
+
+
+def _bits_and_columns(qweight: TensorSpec, scales: TensorSpec, qzeros: TensorSpec) -> tuple[int, int]:
+    """Bits and columns by the shapes of a matrix; zeros where they do not fit together."""
+    if {len(part.shape) for part in (qweight, scales, qzeros)} != {2}:
+        return 0, 0
+    n_out, n_groups = qweight.shape[1], scales.shape[0]
+    if scales.shape[1] != n_out or qzeros.shape[0] != n_groups or not n_out * n_groups:
+        return 0, 0
+    bits = 32 * qzeros.shape[1] // n_out
+    return bits, qweight.shape[0] * 32 // bits if bits else 0
+
+
+def _says(scheme: Mapping[str, Any], bits: int, n_in: int, n_groups: int) -> bool:
+    """Whether an entry of config.json may mean a matrix; what it does not say it does not contradict."""
+    stated, size = scheme.get("bits"), scheme.get("group_size")
+    stated_groups = -(-n_in // size) if type(size) is int and size > 0 else 1 if size == -1 else n_groups
+    return (type(stated) is not int or stated == bits) and stated_groups == n_groups
 
 
 def _is_first(entry: Mapping[str, Any]) -> bool:

@@ -115,7 +115,7 @@ def _rounded(
 ) -> dict[str, QuantizedMatrix]:
     """Weights [out, in] as they were stored, or on a grid of the layout that is like the most frequent one."""
     loose = {name: lazy for name, lazy in weights.items() if name not in stored}
-    chosen = {name: stored[name].grid for name in weights if name in stored}
+    chosen = {n: replace(stored[n].grid, lowest_zero=codec.lowest_zero) for n in weights if n in stored}
     if loose:
         known = [matrix_of(lazy) for lazy in loose.values()]
         usual = Counter(m.grid for m in [*known, *unchanged.values()] if m is not None).most_common(1)
