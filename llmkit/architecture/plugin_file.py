@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmkit.architecture.architecture import Architecture
 from llmkit.errors import PluginError
+from llmkit.formats.paths import expanded
 from llmkit.formats.unreadable import no_file
 
 VARIABLE = "LLMKIT_PLUGINS"
@@ -17,7 +18,7 @@ VARIABLE = "LLMKIT_PLUGINS"
 
 def given_files() -> tuple[Path, ...]:
     """The plugin files that the environment names."""
-    return tuple(Path(p).expanduser() for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
+    return tuple(expanded(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
 
 
 def architectures_in(path: Path) -> dict[str, Architecture]:

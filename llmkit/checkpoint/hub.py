@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llmkit.errors import InputError, nearest
+from llmkit.formats.paths import expanded
 from llmkit.formats.unreadable import kind_of_entry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,7 +23,7 @@ def resolve_path(model: str | Path) -> Path:
     """
     if model == "":
         raise InputError("the name of a model is empty", hint="give a folder, a file or a hub id; is a variable unset?")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file() or path.is_dir():
         return path
     if path.exists():

@@ -45,7 +45,7 @@ from llmkit.cli import (
     vocab,
 )
 from llmkit.cli.command import PipeClosed
-from llmkit.cli.environment_errors import as_refusal, check_arguments, hint_of
+from llmkit.cli.environment_errors import WAY_OUT, as_refusal, check_arguments, hint_of
 from llmkit.cli.interrupts import Interrupted, heard, is_ending, is_heard, terminable
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.cli.terminal import open_streams
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # stdout or stderr cannot be written, so there is nowhere else to say it
         _drop_stdout()
         with contextlib.suppress(OSError, ValueError):
-            Output().error("output", f"cannot write the answer: {error.strerror or error}")
+            Output().error("output", f"cannot write the answer: {error.strerror or error}", WAY_OUT)
         return EXIT_USAGE
 
 

@@ -28,6 +28,7 @@ from llmkit.cli.libraries import libraries
 from llmkit.cli.options import MAY_NAME_A_FILE, CommonOptions, FolderOptions
 from llmkit.cli.output import AnswerLost, Mode, Output
 from llmkit.errors import InputError
+from llmkit.formats.paths import expanded
 
 _TOO_LARGE = 2**63  # for integers of 64 bits, which seeds and sizes become
 
@@ -84,10 +85,12 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
 def _flatten(function: Callable[..., None]) -> Callable[..., None]:
     """The function with the options of its groups as parameters of their own, as Typer takes them."""
     groups, parameters = _parameters(function)
+    paths = [p.name for p in parameters if _has_path((get_args(p.annotation) or [None])[0])]
 
     def run(**values: Any) -> None:
         require_folder()
         called = values.pop("called")
+        values |= {name: _at_home(values[name]) for name in paths}
         stated = _given(called)
         _require_numbers(called.command_path, stated, values)
         inputs = _inputs(parameters, values)
@@ -157,7 +160,8 @@ def _given(context: typer.Context) -> dict[str, str]:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name) if parameter.name else None
         if source is not None and source.name == "COMMANDLINE" and parameter.name:
-            stated[parameter.name] = max(parameter.opts, key=len)
+            is_off = context.params.get(parameter.name) is False and parameter.secondary_opts
+            stated[parameter.name] = max(parameter.secondary_opts if is_off else parameter.opts, key=len)
     return stated
 
 
@@ -191,6 +195,13 @@ def is_read(parameter: inspect.Parameter) -> bool:
     if MAY_NAME_A_FILE in about or any(type(a).__name__ == "ArgumentInfo" for a in about):
         return True
     return parameter.name != "output" and _has_path(kind)
+
+
+def _at_home(value: Any) -> Any:
+    """Paths with the home folder for `~`, which shells leave as it stands in `--option=~/x`."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _has_path(kind: Any) -> bool:

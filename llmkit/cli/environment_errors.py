@@ -14,6 +14,8 @@ from llmkit.cli.packages import missing_package
 from llmkit.errors import InputError, LlmkitError, OutputError, RequirementError, is_memory_error
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EBADF)
+WAY_OUT = "send it to a file on a disk with room (> FILE), or to a program that reads it (| less)"
+"""What to do where stdout takes nothing."""
 _WORDS = {
     errno.ENAMETOOLONG: "the name is too long for the file system",
     errno.ELOOP: "a symbolic link leads back to itself",
@@ -99,5 +101,6 @@ def _of_file(error: OSError) -> LlmkitError:
     names = [str(n) if len(str(n)) <= 200 else f"{str(n)[:200]}…" for n in (error.filename, error.filename2) if n]
     reason = _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
     if error.errno in _UNWRITABLE:
-        return OutputError(f"cannot write{' ' + names[-1] if names else ''}: {reason}")
+        hint = WAY_OUT if error.errno == errno.EBADF else "make room, or choose another place"
+        return OutputError(f"cannot write{' ' + names[-1] if names else ''}: {reason}", hint=hint)
     return InputError(f"cannot use {' or '.join(names)}: {reason}" if names else f"the system refuses: {reason}")

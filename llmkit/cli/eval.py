@@ -21,6 +21,7 @@ from llmkit.cli.output import Output
 from llmkit.cli.prompts_shown import show_prompts
 from llmkit.cli.scores import render_record
 from llmkit.errors import InputError
+from llmkit.formats.paths import expanded
 from llmkit.tensors.spec import parse_bytes
 
 if TYPE_CHECKING:
@@ -244,8 +245,11 @@ def _answers_path(output: Path | None, settings: str) -> Path:
     if output is not None:
         return output.with_name(output.name + SUFFIX)
     import hashlib
+    import tempfile
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmkit"
+    cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llmkit"
+    if cache.parts[0] == "~":  # a user without a home
+        cache = Path(tempfile.gettempdir()) / "llmkit"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
     return cache / f"{hashlib.sha256(f'{Path.cwd()} {settings}'.encode()).hexdigest()[:32]}{SUFFIX}"

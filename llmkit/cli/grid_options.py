@@ -136,6 +136,11 @@ class MixedPrecisionOptions:
         of_options = head_and_embedding_recipe(ckpt, head_bits=self.head_bits, embedding_bits=self.embedding_bits)
         return {**of_options, **(read_recipe(self.recipe) if self.recipe is not None else {})}
 
+    @property
+    def is_given(self) -> bool:
+        """Whether a size or a recipe says how many bits are taken."""
+        return any(given is not None for given in (self.recipe, self.target_bits, self.target_size))
+
     def target(self, bits: int | None) -> Target | None:
         """The size that is aimed at; None where bits are given, or a recipe alone says what to do.
 

@@ -126,17 +126,21 @@ def quantize(
     from llmkit.quantization.codec import folder_codec
     from llmkit.quantization.quality import Meter
     from llmkit.transforms.convert.targets import targets
-    from llmkit.transforms.layers import spelled_for
+    from llmkit.transforms.layers import points_of, spelled_for
     from llmkit.transforms.quantize import quantize as quantize_checkpoint
 
     if rank():
         out = replace(out, mode=Mode.QUIET)
+    layout = targets().get(format)
+    codec = folder_codec(format) if layout is None or not layout.of_bits else None
+    if bits is None and codec is not None and type not in ("", "int") and not mixed_precision.is_given:
+        points = points_of(codec, None, type)
+        bits = points.bits if points is not None else None
     target, device = mixed_precision.target(bits), calibrating.where
     before = require_model(open_model(model, force=writing.force), "quantize", floats=True)
     require_place(writing)
-    layout = targets().get(format)
-    if layout is None or not layout.of_bits:
-        before = spelled_for(before, folder_codec(format))
+    if codec is not None:
+        before = spelled_for(before, codec)
     recipe = mixed_precision.rules(layout.as_filed(before) if layout is not None else before)
     known = calibrating.known(out, before, grids.method, _FEW if bits is None else bits)
     if layout is not None and layout.of_bits:

@@ -16,6 +16,7 @@ from shlex import quote
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
 from llmkit.evaluation.csv_forms import FORMS, Doc, Split, read_split
+from llmkit.formats.paths import expanded
 
 _MAX_DEPTH = 4  # of the hub's cache: hub/datasets--OWNER--NAME/snapshots/COMMIT
 _MAX_FOLDERS = 1000
@@ -108,7 +109,7 @@ def find_data(bench: Bench, data: str | Path) -> LocalData:
     Raises:
         InputError: no such folder, no file of the benchmark in it, or several folders with such files.
     """
-    data = Path(data).expanduser()
+    data = expanded(data)
     if not data.is_dir():
         raise _no_folder(bench, data)
     near = [data, data / bench.name, data / "data", *([data.parent] if data.name in bench.splits else [])]

@@ -13,6 +13,7 @@ from llmkit.evaluation.record import COLUMNS, FORMAT, BenchResult, Question, Run
 from llmkit.evaluation.statistics import Mean
 from llmkit.formats.json_fields import Fields, is_count, is_number
 from llmkit.formats.json_text import REMEDY, as_object, read_json
+from llmkit.formats.paths import expanded
 
 _FORMATS = ("llmkit.eval/1", FORMAT)
 _MAX_NBYTES = 1 << 30  # the samples of a long run have its prompts, far more than the files of a checkpoint
@@ -28,7 +29,7 @@ def read_record(path: str | Path) -> RunRecord:
     Raises:
         InputError: it cannot be read, is truncated, is no record, or says of itself what cannot be.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         return _read(lm_eval_results.results_in(file) if file.is_dir() else file)
     except InputError as error:

@@ -15,6 +15,7 @@ from llmkit.evaluation.record import RunRecord
 from llmkit.evaluation.records import read_record
 from llmkit.formats.json_fields import Fields
 from llmkit.formats.json_text import REMEDY, as_object, read_json
+from llmkit.formats.paths import expanded
 from llmkit.tensors.spec import DType, TensorSpec
 
 
@@ -123,7 +124,7 @@ def read_inputs(paths: Sequence[str | Path]) -> ReportInputs:
     read: list[tuple[str, RunRecord]] = []
     texts: list[TextScore] = []
     checkpoints: dict[str, CheckpointFacts] = {}
-    for path in (Path(p).expanduser() for p in paths):
+    for path in map(expanded, paths):
         if (path / MANIFEST_NAME).is_file():
             facts = _of_manifest(path)
             checkpoints[facts.path] = facts

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import InputError
+from llmkit.formats.paths import expanded
 
 _PIPE_NBYTES = 1 << 30  # of what comes from a pipe, whose length is unknown
 _SPARSE_NBYTES = 1 << 26  # beyond it a file has to lie on the disk, where one that is compressed has a tenth of it
@@ -30,7 +31,7 @@ def read_text(path: Path, *, hint: str | None = _HINT, max_nbytes: int | None = 
         InputError: no such file, a device, a pipe without a writer, too much, or no UTF-8.
     """
     try:
-        fd = os.open(path.expanduser(), os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open(expanded(path), os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(fd, "rb", buffering=0) as file:
             status = os.fstat(fd)
             mode, nbytes = status.st_mode, status.st_size

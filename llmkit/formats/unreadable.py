@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,9 @@ from llmkit.errors import InputError
 
 _HEADS = (
     (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"), (b"%PDF", "a PDF"),
-    (b"PK\x03\x04", "a zip archive, and none of torch's"), (b"\x1f\x8b", "gzipped"), (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "a NumPy array"), (b"7z\xbc\xaf", "a 7z archive"), (b"\xfd7zXZ", "an xz archive"),
+    (b"PK\x03\x04", "a zip archive, and none of torch's"), (b"\x1f\x8b", "a gzip archive"),
+    (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"), (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\xfd7zXZ", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a zstd archive"), (b"BZh", "a bzip2 archive"),
     (b"ggml", "GGML of before GGUF"), (b"ggjt", "GGML of before GGUF"), (b"tjgg", "GGML of before GGUF"),
     (b"lmgg", "GGML of before GGUF"), (b"fmgg", "GGML of before GGUF"),
     (b"GGUF", "a GGUF file of another name"), (b"algg", "an adapter of llama.cpp from before GGUF"),
@@ -23,12 +25,17 @@ _OTHER_WEIGHTS = (".msgpack", ".h5", ".npz", ".ckpt.index", ".distcp", ".ot", ".
 _RUNTIMES = (
     ("*.engine", "TensorRT"), ("*.plan", "TensorRT"), ("openvino_*.xml", "OpenVINO"), ("openvino_*.bin", "OpenVINO"),
     ("mlc-chat-config.json", "MLC"), ("params_shard_*.bin", "MLC"), ("*.mlpackage", "Core ML"),
-    ("*.pte", "ExecuTorch"), ("*.llamafile", "llamafile"), ("*.nemo", "NeMo"),
+    ("*.pte", "ExecuTorch"), ("*.llamafile", "llamafile"), ("*.nemo", "NeMo"), ("model_weights", "NeMo"),
+    ("manifest.ocdbt", "Orbax"), ("*.pt2", "torch.export"), ("saved_model.pb", "TensorFlow"),
 )  # fmt: skip
 _FOLDER = "give the folder that holds config.json and the weight files"
 _SOURCE = "give the model that it was made from"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz")
+_ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz", ".zst", ".bz2")
+_UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download", ".tmp")
+_TABLES = (".parquet", ".arrow", ".jsonl", ".csv")
+_PART = re.compile(r"(.*[.](?:safetensors|bin|pth|gguf))[.-](?:part|split)?[.-]?(?:\d+|[a-z]{2})")
+_INNER = ("*/", "snapshots/*/", "models--*/snapshots/*/")  # the last two: the hub's cache
 _MARKS = ("config.json", "adapter_config.json", "params.json", "model.safetensors", "pytorch_model.bin")
 # What the ranks of a distributed training leave: a file in the folder or under it, whose it is, how weights come of it.
 _RANKS = (
@@ -82,6 +89,8 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
         hint = f"rename it: {path.with_suffix('.gguf').name}"
     elif is_zeros:
         hint = "it is damaged: fetch it again; of an XOR release: llmkit delta xor BASE RELEASE -o OUT"
+    elif path.name.endswith(".index.json"):
+        hint = f"it is an index: give the folder, {shlex.quote(str(path.parent))}, that holds the files it names"
     elif path.suffix in _WEIGHTS:
         hint = "it is another program's, or damaged: fetch it again"
     elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
@@ -135,15 +144,27 @@ def _held_instead(folder: Path) -> Iterator[tuple[str, str]]:
     for name in (n for n in names if n.endswith(_OTHER_WEIGHTS)):
         hint = "save the model with transformers as safetensors: model.save_pretrained"
         yield f"{found}; {name} is of a format that is not read", hint
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in _MARKS))
+    for name in (n for n in names if n.endswith(_UNFINISHED)):
+        yield f"{found}; {name} is an unfinished download", "fetch it again, whole"
+    pieces = sorted((m for m in map(_PART.fullmatch, names) if m), key=lambda m: (len(m[0]), m[0]))
+    if len(pieces) > 1:
+        *parts, whole = (shlex.quote(str(folder / name)) for name in [*(m[0] for m in pieces), pieces[0][1]])
+        yield f"{found}; {pieces[0][0]} is a piece of a file that was split", f"cat {' '.join(parts)} > {whole}"
+    inner = sorted(p for at in _INNER for p in folder.glob(at) if any((p / n).is_file() for n in _MARKS))
     if inner:
         yield f"{found}; models may lie in its folders, such as {inner[-1]}", f"give {shlex.quote(str(inner[-1]))}"
     if any(n.endswith(_ARCHIVES) for n in names):
         yield found, "unpack the archive in it"
+    if "adapter_config.json" in names:
+        yield f"{found}; it holds the config of an adapter", "fetch the adapter's weights: adapter_model.safetensors"
     if any(n.startswith("tokenizer") or n == "vocab.json" for n in names):
         yield f"{found}; it holds a tokenizer", _FOLDER
     if any(n.startswith(_STATE) for n in names):
         yield f"{found}; it holds the state of a training run", _FOLDER
+    if any(p.suffix in _TABLES for at in ("*", "*/*") for p in folder.glob(at)):
+        yield f"{found}; it holds a dataset", _FOLDER
+    if "config.json" in names:
+        yield found, "config.json is there: fetch the weight files that belong to it"
     yield found, _FOLDER
 
 

@@ -17,6 +17,7 @@ from llmkit.checkpoint.statistics import KEY
 from llmkit.errors import InputError, OutputError, listing
 from llmkit.formats import imatrix, safetensors
 from llmkit.formats.folder import is_weight_file
+from llmkit.formats.paths import expanded
 from llmkit.formats.unreadable import kind_of_entry
 from llmkit.tensors.spec import format_bytes
 
@@ -112,7 +113,7 @@ class Target:
             self._check_file()
             return
         here = Path.cwd()
-        if _resolved(out) in (here, *here.parents, Path.home()):
+        if _resolved(out) in (here, *here.parents, expanded("~")):
             raise OutputError(f"{out} is the folder you are in, or holds it", hint="choose another -o")
         foreign = foreign_names(out)
         if foreign and not self.force:

@@ -309,7 +309,7 @@ def choose_grid(
         InputError: bits, a group size or a type that the layout does not have.
         SpecError: groups that a row does not fall into.
     """
-    points = _points(codec, bits, type)
+    points = points_of(codec, bits, type)
     bits = points.bits if points is not None else bits or 0
     sizes, size, reason = codec.sizes_for(points), group_size, ""
     if size == "auto":
@@ -332,7 +332,7 @@ def choose_grid(
     return grid, reason
 
 
-def _points(codec: Codec, bits: int | None, type: str) -> Points | None:
+def points_of(codec: Codec, bits: int | None, type: str) -> Points | None:
     """What codes stand for in a layout; None for integers.
 
     Raises:

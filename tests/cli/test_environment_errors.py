@@ -111,6 +111,23 @@ def test_answers_and_messages_are_clean(capsys: pytest.CaptureFixture[str]) -> N
     assert "\nhint: run" not in found.err
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["inspect ~nobody0/m", "perplexity M --text ~nobody0/t", "lora merge M ~nobody0/a -o O", "report ~nobody0/r.json",
+     "eval M --bench mini --data ~nobody0/d", "quantize M --bits 4 --recipe ~nobody0/r.yaml -o O"],
+)  # fmt: skip
+def test_the_home_of_nobody_is_a_path_that_is_not_there(tiny, tmp_path, line, capfd) -> None:
+    words = {"M": str(tiny), "O": str(tmp_path / "out")}
+    assert main([words.get(word, word) for word in line.split()]) == 2
+    assert "~nobody0/" in capfd.readouterr().err
+
+
+def test_a_path_behind_an_equals_sign_begins_at_home(tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["convert", str(tiny), "--to", "hf", "-q", "--output=~/out"]) == 0
+    assert (tmp_path / "out/config.json").is_file()
+
+
 def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
     program = f"{sys.executable} -m llmkit"
     cases = {
@@ -127,6 +144,7 @@ def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
         assert made.returncode == code, (line, made)
         assert "Traceback" not in made.stdout + made.stderr
         assert "2>" in line or made.stderr.startswith("error: cannot write")
+        assert "2>" in line or "\nhint: " in made.stderr
 
 
 def test_a_panic_of_tokenizers_is_an_error_of_the_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

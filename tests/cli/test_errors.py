@@ -58,6 +58,31 @@ def test_what_other_programs_made_is_named(call, tmp_path, name, words):
     assert call("inspect", damaged).err.endswith("hint: it is another program's, or damaged: fetch it again\n")
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "hint"),
+    [
+        (["models--a--b/snapshots/f0/config.json"], "may lie in its folders", "give F/models--a--b/snapshots/f0"),
+        (["snapshots/f0/config.json", "refs/main"], "models may lie in its folders", "give F/snapshots/f0"),
+        (["config.json", "model.safetensors.crdownload"], "crdownload is an unfinished download", "fetch it again"),
+        (["model.safetensors.part10", "model.safetensors.part9"], "part9 is a piece of a file that was split",
+         "cat F/model.safetensors.part9 F/model.safetensors.part10 > F/model.safetensors"),
+        (["model.safetensors.zst"], "no model.safetensors", "unpack the archive in it"),
+        (["adapter_config.json"], "it holds the config of an adapter", "fetch the adapter's weights"),
+        (["data/train.parquet"], "it holds a dataset", "give the folder that holds config.json"),
+        (["config.json"], "holds no weights", "config.json is there: fetch the weight files"),
+        (["manifest.ocdbt"], "it is Orbax's", "give the model that it was made from"),
+    ],
+)  # fmt: skip
+def test_what_lies_in_the_place_of_weights_is_named(call, tmp_path, names, words, hint):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    done = call("inspect", tmp_path)
+    assert done.code == 2
+    assert words in done.err
+    assert f"hint: {hint}".replace("F/", f"{tmp_path}/") in done.err
+
+
 def test_truncated_file(call, model):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -103,6 +128,13 @@ def test_bad_values_are_usage_errors(call, tiny, tmp_path):
     assert done.code == 2
     assert "--bits" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("type", "words"), [("fp8", "no such file"), ("int", "none is given"), ("nf4", "has int")])
+def test_a_type_says_how_many_bits_it_has(call, type, words):
+    done = call("quantize", "./x", "--type", type, "-o", "y")
+    assert done.code == 2
+    assert words in done.err
 
 
 def test_bits_or_a_size_are_asked_for_before_the_model_is_opened(call):

@@ -71,11 +71,11 @@ def test_optimum_refuses_what_it_does_not_honour_even_at_its_default(call, tiny,
 
 
 def test_all_options_that_are_refused_are_in_the_hint(call, tiny, tmp_path):
-    given = ["--group-size", "32", "--method", "gptq-fast", "--act-order"]
+    given = ["--group-size", "32", "--method", "gptq-fast", "--no-act-order"]
     done = call("quantize", tiny, "--bits", "4", "--format", "gguf", *given, "-o", tmp_path / "out")
     assert (done.code, done.out) == (2, "")
-    assert "error: --act-order, --group-size, --method are not for --format gguf" in done.err
-    assert "hint: leave --act-order, --group-size, --method out" in done.err
+    assert "error: --no-act-order, --group-size, --method are not for --format gguf" in done.err
+    assert "hint: leave --no-act-order, --group-size, --method out" in done.err
 
 
 def test_optimum_honours_no_check(call, tiny, tmp_path, monkeypatch):

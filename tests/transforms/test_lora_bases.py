@@ -252,6 +252,29 @@ def test_an_adapter_that_takes_back_what_another_changed_says_so(tmp_path):
     assert torch.allclose(merged.tensors["model.embed_tokens.weight"].load(), kept, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("base", "named", "words"),
+    [
+        ("base", None, None),
+        ("half", None, None),
+        ("other", None, "other is not the model that one was trained on"),
+        ("other", "owner/Other-HF", None),
+        ("other", "owner/another", "other may be another model than the one"),
+    ],
+)
+def test_a_base_that_is_not_the_one_of_the_adapter_is_said(tmp_path, base, named, words):
+    """By what both hold, where the named model is there; else by the names."""
+    trained_on = world.save_base(world.llama(), tmp_path / "base")
+    world.save_base(world.llama(), tmp_path / "half", torch.float16)
+    world.save_base(world.spread(world.llama(), 0.01), tmp_path / "other")
+    world.train(world.llama(), LoraConfig(r=4, target_modules=Q), tmp_path / "one")
+    path = tmp_path / "one/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": named or str(trained_on)}))
+    said = merge(open_checkpoint(tmp_path / base), [open_adapter(tmp_path / "one")]).warnings
+    assert (words or "") in " ".join(said)
+    assert bool(said) == bool(words)
+
+
 def test_a_slice_has_the_bits_of_the_whole(tmp_path):
     torch.manual_seed(0)
     weight, a, b = torch.randn(333, 130).half(), torch.randn(7, 130), torch.randn(333, 7)

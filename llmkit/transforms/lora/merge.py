@@ -15,6 +15,7 @@ from llmkit.quantization.quality import Meter
 from llmkit.tensors.spec import DType
 from llmkit.transforms.convert.casting import config_with_dtype
 from llmkit.transforms.lora.apply import Application
+from llmkit.transforms.lora.bases import doubt
 from llmkit.transforms.lora.requantize import require_quantized, with_stored
 from llmkit.transforms.vocab.config_ids import with_vocab_size
 
@@ -99,7 +100,7 @@ def _merge_one(
     if factor != 1.0:
         _refuse_factor(adapter, factor)
     work = Application(ckpt, adapter, factor, meter, prefix, force)
-    tensors = work.run()
+    tensors, said = work.run(), None if work.warnings else doubt(ckpt, adapter)
     step: dict[str, Any] = {"transform": "lora.merge", "adapter": adapter.label, "kind": adapter.kind.lower()}
     if factor != 1.0:
         step["weight"] = factor
@@ -111,7 +112,7 @@ def _merge_one(
         files=work.files,
         step=step,
         notes=[*adapter.notes, *work.notes],
-        warnings=[*adapter.warnings, *work.warnings],
+        warnings=[*adapter.warnings, *work.warnings, *([said] if said is not None else [])],
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.checkpoint.file_content import FileContent
 from llmkit.errors import InputError, listing
+from llmkit.formats.paths import expanded
 from llmkit.formats.text_file import decoded
 from llmkit.formats.tokenizer_files import FileKind, names_of
 from llmkit.formats.unreadable import no_file
@@ -79,7 +80,7 @@ def read_source(path: Path) -> Source:
     Raises:
         InputError: nothing there, or a kind that brings no tokens.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InputError(no_file(path), hint="give sp.model, tokenizer.json, a tiktoken file or a word list")
     if path.is_file() and path.suffix in (".txt", ".list", ".tsv"):
