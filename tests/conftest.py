@@ -20,6 +20,8 @@ os.environ.setdefault("TERMINAL_WIDTH", "100")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models are tiny: threads cost more than they gain, the more so beside another process that has as many.
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 # A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -93,15 +95,6 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
         return Result(code, captured.out, captured.err)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def one_thread_in_torch() -> Iterator[None]:
-    """Threads cost more than they gain on tiny models."""
-    from llmkit.pipeline.pool import torch_threads
-
-    with torch_threads(1):
-        yield
 
 
 @pytest.fixture(scope="session")

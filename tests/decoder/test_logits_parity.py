@@ -13,8 +13,6 @@ from llmkit.decoder.kv import KVCache
 from llmkit.decoder.packed import Packed
 from llmkit.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
-
 LLAMA = next(default_registry().load(p) for p in default_registry().plugins if p.name == "llama")
 VARIANTS = ["tiny", *LLAMA.variants]
 TOLERANCE = 1e-5

@@ -19,8 +19,6 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 from rotation import EVERY_WAY, rotated
 from tiny_graphs import CASES, PLUGINS, is_refused, made
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
-
 TOLERANCE = 1e-5
 
 

@@ -12,8 +12,6 @@ from llmkit.architecture.prompts import Instruction
 from llmkit.architecture.registry import default_registry
 from llmkit.decoder.contract import TOLERANCE, check_architecture
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
-
 # transformers has none of these: recorded outputs of the originals in test_golden.py stand for it.
 IS_4 = transformers.__version__.startswith("4.")
 RECORDED = {"baichuan", "baichuan13b", "chatglm", "chatglm2", "internlm2", "moss", "qwen", "rwkv5", "rwkv6",

@@ -26,8 +26,6 @@ from llmkit.transforms.quantize import quantize
 from llmkit.transforms.vocab.extend import extend
 from llmkit.transforms.vocab.trim import trim
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
-
 ROWS = ("embed.weight", "beside.table.weight")
 TRANSPOSED = {"gpt2"}
 # transformers joins convolutions when it reads files, and drops them beside packed integers.

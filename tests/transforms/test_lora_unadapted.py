@@ -12,8 +12,6 @@ from llmkit.decoder.contract import random_ids
 from llmkit.decoder.load import load_decoder
 from llmkit.transforms.lora import extract
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
-
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2", "falcon_h1"])
 def test_an_extracted_adapter_loads_in_peft(tmp_path, name):

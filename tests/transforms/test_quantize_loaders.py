@@ -30,7 +30,6 @@ from llmkit.transforms.layers import choose_layers, spelled_for
 from llmkit.transforms.quantize import quantize
 from tests.quantization.lazies import zeros_on
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
 IS_4 = transformers.__version__.startswith("4.")
 UNREAD = re.compile(f"^transformers {transformers.__version__[0]} (does not read|loads experts without)", re.MULTILINE)
 

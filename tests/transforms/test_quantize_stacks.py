@@ -22,7 +22,6 @@ from llmkit.transforms.layers import spelled_for
 from llmkit.transforms.quantize import quantize
 from llmkit.transforms.recipe import Scheme
 
-pytestmark = pytest.mark.usefixtures("one_thread_in_torch")
 IDS = torch.arange(3, 27).view(2, 12)
 SAMPLES = Samples(CalibrationText("english", ("\n".join(vocab_world.ENGLISH) * 4,)), n=4, length=24, seed=1)
 EXPERT = "feed_forward.experts.2.gate_proj.weight_packed"
