@@ -16,6 +16,7 @@ from llmkit.architecture.positions import QueryGrowth
 from llmkit.architecture.scaling import Yarn, scaling_of
 
 from .llama import BLOCK, DIMS, NAMES, TINY
+from .mistral import as_transformers_reads, is_ministral
 
 _IN = ("rope_scaling", "rope_parameters")
 GROWTH = QueryGrowth(
@@ -66,8 +67,10 @@ def _block(config: Mapping[str, Any], i: int) -> Block:
 MINISTRAL = Architecture(
     name="ministral",
     releases=("Ministral-8B-2410 (with layer types)",),
-    matches=("MinistralForCausalLM",),
-    model_types=("ministral",),
+    matches=("MinistralForCausalLM", "MistralForCausalLM"),
+    model_types=("ministral", "mistral"),
+    when=is_ministral,
+    reference_config=as_transformers_reads,
     dims=DIMS,
     block=PerLayer(_block),
     unused=("layer_types",),  # where no layer has a window
@@ -79,6 +82,8 @@ MINISTRAL = Architecture(
         "sliding_window": 7,
         "head_dim": 16,
     },
+    # As the published config has it, which transformers' AutoConfig takes for Ministral's.
+    variants={"mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}},
 )
 
 MINISTRAL_3 = replace(
@@ -87,6 +92,8 @@ MINISTRAL_3 = replace(
     releases=("Ministral 3 3B", "Ministral 3 8B", "Ministral 3 14B"),
     matches=("Ministral3ForCausalLM",),
     model_types=("ministral3",),
+    when=None,
+    reference_config=None,
     dims=replace(DIMS, head_dim=Key("head_dim", 128)),
     block=replace(
         BLOCK,

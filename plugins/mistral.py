@@ -1,5 +1,10 @@
 """Mistral 7B, Nemo and what is stored in that layout: Llama's, in the first release with a window on every layer."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.gguf import GgufFamily
 from llmkit.architecture.keys import Computed, Key
@@ -8,11 +13,26 @@ from llmkit.architecture.layer_types import window_of
 
 from .llama import DIMS, NAMES, TINY
 
+
+def is_ministral(config: Mapping[str, Any]) -> bool:
+    """Whether a config is Ministral's: one of Mistral's with sorts of layers is, to AutoConfig of transformers 5."""
+    return config.get("model_type") == "ministral" or "layer_types" in config
+
+
+def as_transformers_reads(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config in the words of the class that AutoModel takes."""
+    if not is_ministral(config):
+        return config
+    return {**config, "architectures": ["MinistralForCausalLM"], "model_type": "ministral"}
+
+
 ARCHITECTURE = Architecture(
     name="mistral",
     releases=("Mistral 7B", "Mistral Nemo"),
     matches=("MistralForCausalLM",),
     model_types=("mistral",),
+    when=lambda config: not is_ministral(config),
+    reference_config=as_transformers_reads,
     dims=DIMS,
     block=Block(
         norm=RMSNorm(eps=Key("rms_norm_eps", 1e-6)),
