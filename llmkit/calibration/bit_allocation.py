@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.candidates import Candidate, Candidates
 from llmkit.transforms.recipe import Scheme
+
+_EMBEDDING = "embed.weight"
+_OTHER_FORMAT = ", or a format that holds the embedding, too: --format gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ def choose_bits(
     options = {unit: _united([candidates.matrices[name] for name in names]) for unit, names in units.items()}
     fixed = candidates.fixed_nbytes + (candidates.header_nbytes if target.nbytes is not None else 0)
     budget = (target.nbytes if target.nbytes is not None else int((target.bits or 0) * n_parameters / 8)) - fixed
-    _refuse_out_of_reach(ckpt, target, options, budget, fixed, n_parameters)
+    has_embedding = any(_EMBEDDING in weights for weights in candidates.weights.values())
+    _refuse_out_of_reach(ckpt, target, options, budget, fixed, n_parameters, has_embedding=has_embedding)
     measured, errors = _errors(ckpt, candidates, units, options, known, report, device)
     sizes = [[Size(c.nbytes, e) for c, e in zip(options[u], errors[u], strict=True)] for u in units]
     picked = dict(zip(units, allocate(sizes, budget), strict=True))
@@ -157,6 +161,8 @@ def _refuse_out_of_reach(
     budget: int,
     fixed: int,
     n_parameters: int,
+    *,
+    has_embedding: bool,
 ) -> None:
     least = least_nbytes([[Size(c.nbytes, 0) for c in candidates] for candidates in options.values()]) if options else 0
     if budget < least:
@@ -164,7 +170,7 @@ def _refuse_out_of_reach(
         raise InputError(
             f"{ckpt.label} does not get as small as {target}: with the fewest bits everywhere it has "
             f"{format_bytes(least + fixed)}, {bits:.2f} bits per weight ({format_bytes(fixed)} stay in floats)",
-            hint=f"--target-bits {bits + 0.05:.1f}, or a format that holds the embedding, too: --format gguf",
+            hint=f"--target-bits {bits + 0.05:.1f}{_OTHER_FORMAT * (not has_embedding)}",
         )
     if budget >= sum(max(c.nbytes for c in candidates) for candidates in options.values()):
         raise InputError(
@@ -218,17 +224,17 @@ def _folded(
     picked: Mapping[str, int],
 ) -> list[RoleBits]:
     """One row for all matrices of a role that have the same scheme."""
-    rows: dict[tuple[str, str], list[tuple[int | None, int, float, float | None]]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[tuple[set[int], int, float, float | None]]] = defaultdict(list)
     for unit, names in units.items():
         candidates, i = options[unit], picked[unit]
         smaller = [
             (c.nbytes, e) for c, e in zip(candidates, errors[unit], strict=True) if c.nbytes < candidates[i].nbytes
         ]
-        numbers = re.findall(r"\.(\d+)\.", unit)
-        stems = [re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names]
-        role = ", ".join([stems[0], *dict.fromkeys(stem.rpartition(".")[2] for stem in stems[1:])])
+        layers = {int(numbers[0]) for name in names if (numbers := re.findall(r"\.(\d+)\.", name))}
+        stems = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names))
+        role = ", ".join([stems[0], *(stem.rpartition(".")[2] for stem in stems[1:])])
         entry = (
-            int(numbers[0]) if numbers else None,
+            layers,
             candidates[i].nbytes,
             errors[unit][i],
             max(smaller)[1] if smaller else None,
@@ -238,7 +244,7 @@ def _folded(
     return [
         RoleBits(
             role,
-            _ranges([layer for layer, *_ in entries if layer is not None]),
+            _ranges(set[int]().union(*(layers for layers, *_ in entries))),
             scheme,
             sum(nbytes for _, nbytes, *_ in entries),
             _mean([error for *_, error, _ in entries]),
@@ -256,7 +262,7 @@ def _mean(numbers: Sequence[float]) -> float:
     return float(f"{sum(numbers) / len(numbers):.3g}")
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     """`0-3, 7`."""
     ranges: list[list[int]] = []
     for n in sorted(numbers):

@@ -18,6 +18,7 @@ from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, 
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device, to_device
+from llmkit.tensors.finite import require_finite
 from llmkit.tensors.stopped import raise_if_stopped
 
 _NO_TOKEN = "no token of the text reached them, so that all of their inputs count alike"
@@ -73,7 +74,11 @@ class BlockQuantizer:
                 start = self._ranks.by(owner, partial(_quantized, task, statistics))
                 self._take(task, start)
             if isinstance(task.method, BlockMethod) and self._ranks.index == owner:
-                self.learnt[task.name] = task.block_weight(task.weight.load(), statistics, start)
+                weight = task.weight.load()
+                require_finite(weight, weight.abs().amax(), name=task.name)
+                self.learnt[task.name] = task.block_weight(weight, statistics, start)
+                if statistics is not None and not statistics.n_tokens:
+                    self.notes[task.name] = _NO_TOKEN
         rows_of_each = values.split([self._n_rows[weight] for weight in weights])
         current = [self._restored.get(weight, rows) for weight, rows in zip(weights, rows_of_each, strict=True)]
         return torch.cat([rows.to(values.device, values.dtype) for rows in current])

@@ -17,7 +17,9 @@ from llmkit.architecture.storage import stored
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import KeptWeights
 from llmkit.calibration.observers import Observer
+from llmkit.errors import listing
 from llmkit.lazy_imports import torch
+from llmkit.quantization.codec import error_context
 from llmkit.quantization.method import ScalingMethod, Task
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device
@@ -110,7 +112,7 @@ class BlockScaling:
                 weight = weights(leaf)
                 require_finite(weight, weight.abs().amax(), name=task.name)
                 read.append(task.block_weight(weight, statistics))
-            with default_device(tasks[0].device):
+            with error_context(listing([task.name for task in tasks], 3)), default_device(tasks[0].device):
                 return method.input_scales(read, fold.source_of(read[0].weight.shape[1]))
 
         return scale

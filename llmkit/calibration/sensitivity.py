@@ -25,6 +25,7 @@ from llmkit.checkpoint.statistics import StoredStatistics
 from llmkit.lazy_imports import torch
 from llmkit.pipeline.pool import map_on_cores
 from llmkit.pipeline.stage import BlockResult
+from llmkit.quantization.codec import error_context
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU
 from llmkit.tensors.lazy import Context, Lazy
@@ -65,7 +66,8 @@ def _of_weights(matrix: Trial, restore: Restore, known: StoredStatistics | None)
         if squares is None and moments is not None:
             squares = constant(moments.load().diagonal().float())
         value = lazy.load().float()
-        change = restore(lazy, squares).load().float() - value
+        with error_context(weight):
+            change = restore(lazy, squares).load().float() - value
         metric = moments.load().float() if moments is not None else squares.load() if squares is not None else None
         error, norm = error + _weighted(change, metric), norm + _weighted(value, metric)
     return _rounded(error / norm if norm else 0.0)
@@ -133,10 +135,11 @@ def _of_block(
         raise_if_stopped()
         matrix, restore = job
         with torch.inference_mode():
-            replacements = {
-                weight: restore(lazy, squares.get(weight)).load().float().to(blocks.device)
-                for weight, lazy in matrix.weights.items()
-            }
+            replacements = {}
+            for weight, lazy in matrix.weights.items():
+                with error_context(weight):
+                    restored = restore(lazy, squares.get(weight)).load().float()
+                replacements[weight] = restored.to(blocks.device)
             changed = blocks.outputs(index, hidden, weights.replaced(replacements), rows).to(CPU)
             return _share(changed - after, after)
 

@@ -77,13 +77,6 @@ def reader_of(ckpt: Checkpoint) -> FolderReader | None:
     return None if scheme is None else _reader(ckpt, scheme)
 
 
-def quantization_warnings(ckpt: Checkpoint) -> list[str]:
-    """What `dequantized` warns of, from headers and config; nothing for floats, and for what nothing reads."""
-    scheme = _folder_quantization(ckpt)
-    codec = readers_by_method().get(scheme.method) if scheme is not None else None
-    return codec.warnings(StoredFolder(ckpt.label, ckpt.tensors, _stated(ckpt, codec))) if codec is not None else []
-
-
 def dequantized(ckpt: Checkpoint, *, dtype: DType | None = None) -> Checkpoint:
     """The float view of a quantized checkpoint; a float checkpoint is returned as it is.
 
@@ -159,14 +152,9 @@ def _stored(ckpt: Checkpoint, codec: FolderReader) -> StoredFolder:
     config = _float_config(ckpt.config, codec)
     architecture = registry.find(config)
     slots = architecture.bind(config).fitted(ckpt.tensors).tensors() if architecture is not None else {}
+    stated, file = ckpt.config, ckpt.files.get(codec.config_file)
+    if file is not None and config_entry(stated) is None:
+        stated = {**stated, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}
     transposed = frozenset(name for name, slot in slots.items() if slot.is_transposed and not slot.stack)
     shapes = {name: slot.shape[::-1] if name in transposed else slot.shape for name, slot in slots.items()}
-    return StoredFolder(ckpt.label, ckpt.tensors, _stated(ckpt, codec), shapes, transposed)
-
-
-def _stated(ckpt: Checkpoint, codec: FolderReader) -> Mapping[str, Any]:
-    """config.json with the quantization entry, which may stand in the layout's own file alone."""
-    file = ckpt.files.get(codec.config_file)
-    if file is None or config_entry(ckpt.config) is not None:
-        return ckpt.config
-    return {**ckpt.config, CONFIG_KEYS[0]: parse_object(file.read(), codec.config_file)}
+    return StoredFolder(ckpt.label, ckpt.tensors, stated, shapes, transposed)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmkit.architecture.check import Report
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import quantization_of
-from llmkit.checkpoint.quantized import model_dtype, quantization_warnings
+from llmkit.checkpoint.quantized import model_dtype
 from llmkit.errors import LlmkitError, listing
 from llmkit.tensors.lazy import Read
 from llmkit.tensors.spec import DType
@@ -35,20 +35,13 @@ def find_oddities(
     ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
 ) -> list[str]:
     """Anomalies besides the problems, most serious first; arguments as in `find_problems`."""
-    oddities = [*ckpt.warnings, *ckpt.notes, *_quantization(ckpt)]
+    oddities = [*ckpt.warnings, *ckpt.notes]
     oddities += _special_ids(ckpt, n_rows)
     oddities += _tokenizer(ckpt, vocabulary, n_rows)
     oddities += _dtypes(ckpt)
     oddities += report.notes if report else ()
     oddities += _strided(ckpt)
     return oddities
-
-
-def _quantization(ckpt: Checkpoint) -> list[str]:
-    try:
-        return quantization_warnings(ckpt)
-    except LlmkitError as error:
-        return [error.message]
 
 
 def _special_ids(ckpt: Checkpoint, n_rows: int | None) -> Iterator[str]:

@@ -195,7 +195,8 @@ def test_a_method_that_does_not_look_at_inputs_is_not_calibrated(model):
         calibrated(model(), method="rtn")
 
 
-def test_nan_in_a_weight_names_the_layer(tmp_path, model):
+@pytest.mark.parametrize("way", [{}, {"method": "signround", "iterations": 0}], ids=["gptq", "signround"])
+def test_nan_in_a_weight_names_the_layer(tmp_path, model, way):
     base = model()
     name = "model.layers.1.mlp.up_proj.weight"
     bad = base.tensors[name].load()
@@ -204,5 +205,5 @@ def test_nan_in_a_weight_names_the_layer(tmp_path, model):
     constant = Apply("constant", [], spec, lambda: bad, row_step=None, output_rows=[0]).output()
     broken = base.derive(tensors={**base.tensors, name: constant})
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: the weights hold NaN"):
-        llmkit.save(calibrated(broken), tmp_path / "q")
+        llmkit.save(calibrated(broken, **way), tmp_path / "q")
     assert not (tmp_path / "q.partial").exists()

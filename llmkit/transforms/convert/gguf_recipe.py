@@ -95,9 +95,12 @@ def block_candidates(ckpt: Checkpoint, written: Checkpoint, recipe: Recipe) -> C
     names = source_names(ckpt, model)
     for name, lazy in written.tensors.items():
         is_pinned = any(matches(own, list(recipe)) for own in (name, *names.get(name, ())))
-        if lazy.dtype is not DType.F16 or len(lazy.shape) != 2 or name not in slots or is_pinned:
+        if lazy.dtype is not DType.F16 or name not in slots or is_pinned:
             continue
-        n_rows, n = lazy.shape
+        slot, n = slots[name], lazy.shape[-1]
+        if len(lazy.shape) != 2 + bool(slot.stack):
+            continue
+        n_rows = lazy.spec.numel // n
         kinds = dict.fromkeys(fitting_type(kind, n) for kind in _OF_BITS.values())
         found[name] = [
             Candidate(Scheme(type=kind), n_rows * TYPE_BY_NAME[kind].row_nbytes(n), partial(_restored, kind))
@@ -105,7 +108,7 @@ def block_candidates(ckpt: Checkpoint, written: Checkpoint, recipe: Recipe) -> C
             if kind != _FLOAT
         ]
         found[name].append(Candidate(FLOAT, lazy.spec.nbytes, None))
-        by_id[name] = {part.id: weights[part.id] for part in slots[name].parts if part.id in weights}
+        by_id[name] = {part.id: weights[part.id] for part in slot.parts if part.id in weights}
         if model.is_tied and "embed.weight" in by_id[name]:
             by_id[name]["head.weight"] = by_id[name]["embed.weight"]
     total = sum(lazy.spec.nbytes for lazy in written.tensors.values())
@@ -115,5 +118,5 @@ def block_candidates(ckpt: Checkpoint, written: Checkpoint, recipe: Recipe) -> C
 
 
 def _restored(kind: str, weight: Lazy, squares: Lazy | None) -> Lazy:
-    raw, (n_out, n_in) = quantized(weight, kind, "a matrix", squares), weight.shape
+    raw, (n_out, n_in) = quantized(weight, kind, "", squares), weight.shape
     return CODEC.read({"": raw}, {"type": kind}, (n_out, n_in)).dequantized(DType.F32)
