@@ -16,8 +16,10 @@ from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.quantized import dequantized, describe
 from llmkit.checkpoint.text_part import text_part
 from llmkit.errors import LlmkitError
+from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.inspection.oddities import find_oddities, find_problems
 from llmkit.layouts import onnx_folder
+from llmkit.quantization.matrix import dequantized_from
 from llmkit.tensors.lazy import Lazy
 from llmkit.tokenization.agreement import embedding_rows
 from llmkit.tokenization.vocabulary import Vocabulary, read_vocabulary
@@ -197,6 +199,14 @@ def _n_floats(name: str, lazy: Lazy, slots: Mapping[str, Slot]) -> int:
     return slots[f"{stem}.weight"].numel if leaf == "weight_codes" else 0
 
 
+def _stored_as(lazy: Lazy) -> tuple[str, int]:
+    """The dtype of a tensor, or the type of the GGUF blocks that it is read from, and its bytes there."""
+    blocks = TYPE_BY_NAME.get(dequantized_from(lazy))
+    if blocks is None:
+        return lazy.dtype.name, lazy.spec.nbytes
+    return blocks.name, lazy.spec.numel // blocks.block * blocks.nbytes
+
+
 def _parts(ckpt: Checkpoint, floats: Checkpoint, model: Model | None, report: Report | None) -> tuple[Part, ...]:
     parts = {name: Part(name) for name in _PARTS}
     slots = model.tensors() if model else {}
@@ -214,10 +224,10 @@ def _parts(ckpt: Checkpoint, floats: Checkpoint, model: Model | None, report: Re
         return parts["attention" if ".attn." in slot.id else "mlp" if ".mlp." in slot.id else "other"]
 
     for name, lazy in ckpt.tensors.items():
-        part = part_of(name)
+        part, (kind, nbytes) = part_of(name), _stored_as(lazy)
         part.n_tensors += 1
-        part.nbytes += lazy.spec.nbytes
-        part.dtypes[lazy.dtype.name] = part.dtypes.get(lazy.dtype.name, 0) + lazy.spec.nbytes
+        part.nbytes += nbytes
+        part.dtypes[kind] = part.dtypes.get(kind, 0) + nbytes
     for name, lazy in floats.tensors.items():
         if name not in ignored:
             part_of(name).n_parameters += _n_floats(name, lazy, slots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ def test_on_the_command_line(call, model, tmp_path):
     shown = call("inspect", out, "--json").document
     assert shown["layout"] == "gguf"
     assert shown["quantization"].startswith("Q8_0 × ")
+    in_parts = Counter[str]()
+    for part in shown["parts"]:
+        in_parts.update(part["dtypes"])
+    assert in_parts == shown["dtypes"] == {name: entry["nbytes"] for name, entry in shown["details"]["types"].items()}
     assert shown["details"]["metadata"]["general.architecture"] == "llama"
     back = call("convert", out / "model-Q8_0.gguf", "--to", "hf", "-o", tmp_path / "back")
     assert back.code == 0
