@@ -40,6 +40,7 @@ from llmkit.tokenization.sentencepiece_model import SPACE, PieceKind, SentencePi
 _PAD_SCORE = -10000.0
 _NO_NAME = "llama.cpp has no name for how the tokenizer cuts text into words: with its default some ids will differ"
 _MATCHED = ("lstrip", "rstrip", "single_word")
+_MENDS = re.compile(r"fix_\w+_regex")  # a family's, for files published with a wrong pattern
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 # Name in tokenizer_config.json and config.json -> in GGUF.
@@ -290,6 +291,12 @@ def _untold(tokenizer: TokenizerFiles) -> list[str]:
         warnings.append(
             "tokenizer_config.json has add_prefix_space true, which tokenizer.json has not: some classes of "
             "transformers put a space before a text, llama.cpp none"
+        )
+    mended = [key for key, value in (tokenizer.config or {}).items() if value is True and _MENDS.fullmatch(key)]
+    if mended and tokenizer.fast is not None:
+        warnings.append(
+            f"tokenizer_config.json has {mended[0]} true, by which transformers may cut text into words by another "
+            "pattern than that of tokenizer.json, which the GGUF file has"
         )
     mapped = tokenizer.files.get("special_tokens_map.json")
     named = named_specials(

@@ -284,6 +284,7 @@ def test_a_template_file_that_is_no_text_is_refused(world):
         ({"pad_token": {"__type": "AddedToken", "content": "<new>"}}, "name special tokens without an id, <new>"),
         ({"add_bos_token": True}, "has add_bos_token true, and tokenizer.json puts no bos around a text"),
         ({"add_prefix_space": True}, "has add_prefix_space true, which tokenizer.json has not"),
+        ({"fix_mistral_regex": True}, "has fix_mistral_regex true, by which transformers may cut text"),
     ],
 )
 def test_settings_by_which_transformers_cuts_otherwise_are_told(world, tmp_path, config, told):
@@ -292,15 +293,20 @@ def test_settings_by_which_transformers_cuts_otherwise_are_told(world, tmp_path,
     document = json.loads(world.byte_level(world.ENGLISH, 400, ["<a>"]))
     document["pre_tokenizer"] = pre_tokenizer_of("gpt-2")
     stated = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<a>", "eos_token": "<a>", "unk_token": "<a>"}
+    if "fix_mistral_regex" in config:  # of large vocabularies alone, in folders of these models
+        (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+        document["pre_tokenizer"] = pre_tokenizer_of("qwen2")
+        vocab = document["model"]["vocab"]
+        vocab |= {f"fill{i}": i for i in range(len(vocab), 100_010)}
     files = {"tokenizer.json": json.dumps(document), "tokenizer_config.json": json.dumps(stated | config)}
-    metadata, warnings = metadata_of(files, 410)
+    metadata, warnings = metadata_of(files, len(document["model"]["vocab"]) + 10)
     assert len(warnings) == 1
     assert told in warnings[0]
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     exact = transformers.AutoTokenizer.from_pretrained(tmp_path)
     found = fast_tokenizer(tokenizer_files(metadata, {}))
-    texts = ("the", "the <a> fox", "a <new> b")
+    texts = ("the", "the <a> fox", "a <new> b", "a'the")
     assert any(exact(text).input_ids != found.encode(text).ids for text in texts)
 
 
