@@ -39,10 +39,15 @@ def encoded_checkpoint(
     reasons = {key: why for key, matrix in prepared.items() if (why := codec.refuses(matrix)) is not None}
     refused = {name: reasons[id(matrix)] for name, matrix in matrices.items() if id(matrix) in reasons}
     if refused:
+        slots = ckpt.model.tensors() if ckpt.model is not None else {}
+        way = f"quantize --keep {' --keep '.join(globs_of(refused))}"
+        is_head = all(name in slots and slots[name].kind == "head" for name in refused)
+        if is_head:  # --keep would contradict what names it
+            way = "no --head-bits, and no recipe or --only that names it"
         raise SpecError(
             f"{listing(list(refused), 2)} {'does' if len(refused) == 1 else 'do'} not fit in --format {codec.name}: "
             + listing(list(dict.fromkeys(refused.values())), 2),
-            hint=f"leave them in floats (quantize --keep {' --keep '.join(globs_of(refused))}), or take another format",
+            hint=f"leave {'it' if len(refused) == 1 else 'them'} in floats ({way}), or take another format",
         )
     if made_of is not None:
         weights, make = made_of

@@ -82,12 +82,14 @@ def test_without_bits_only_what_the_recipe_names_is_quantized(model):
         ({"*.v_proj": Scheme(8)}, "awq", r"^\*\.v_proj is to have 8 bits; expected 4 in awq"),
         ({"*.v_proj": Scheme(4, 16)}, "awq", "one group size for all"),
         ({"*.v_proj": Scheme(type="Q6_K")}, "gptq", "GGUF"),
+        ({"lm_head": Scheme(4)}, "gptq", "80 outputs do not fill words"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_remedy(model, recipe, format, words):
     with pytest.raises((InputError, SpecError), match=words) as error:
         quantize(model, bits=4, recipe=recipe, format=format)
     assert error.value.hint or "group size" in words
+    assert "--keep" not in str(error.value.hint)  # of what the recipe names
 
 
 def test_head_and_embedding_by_their_bits(tmp_path, model):
