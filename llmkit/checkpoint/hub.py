@@ -11,6 +11,22 @@ from llmkit.formats.unreadable import kind_of_entry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+_ADDRESS = re.compile(
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)"
+    r"(?:[@:][\w./-]+|/tree/[\w./-]+)?(?:(?:/(?:blob|resolve)/[\w.-]+)?/([\w./-]+[.]\w+))?/?"
+)  # of a page, a revision, a file
+_HINT = "give a model folder, a weight file or a hub id"
+_CHECK = "check the spelling and the network, or give a local folder"
+# By the names of huggingface_hub's classes, the most special first in each one's order of bases.
+_NO_CACHE = "the cache cannot be used", "HF_HOME names a folder that can be written to"
+_CAUSES = {
+    "GatedRepoError": ("it is for those who asked", "ask for access on https://huggingface.co/ID, then: hf auth login"),
+    "RepositoryNotFoundError": ("none has this name, or it is private", "check the spelling, or: hf auth login"),
+    "OfflineModeIsEnabled": ("it is not in the cache, and HF_HUB_OFFLINE is set", _CHECK),
+    "LocalEntryNotFoundError": ("it is not in the cache, and the network is off or does not answer", _CHECK),
+    "PermissionError": _NO_CACHE, "NotADirectoryError": _NO_CACHE, "FileExistsError": _NO_CACHE,
+}  # fmt: skip
+
 
 def resolve_path(model: str | Path) -> Path:
     """The folder or file that `model` names.
@@ -35,20 +51,33 @@ def resolve_path(model: str | Path) -> Path:
         return _from_hub(text)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     guess = nearest(path.name, siblings)
-    raise InputError(
-        f"{model}: no such file or folder",
-        hint=f"did you mean {path.parent / guess}?" if guess else "give a model folder, a weight file or a hub id",
-    )
+    hint = f"did you mean {path.parent / guess}?" if guess else _hub_id_in(text) or _HINT
+    raise InputError(f"{model}: no such file or folder", hint=hint)
+
+
+def _hub_id_in(text: str) -> str | None:
+    """The hub id that another spelling of it means, as a hint: a page's address, a revision, a file of a model."""
+    if text.startswith("file://"):
+        return f"give the path: {text.removeprefix('file://')}"
+    found = _ADDRESS.fullmatch(text)
+    if found is None or Path(found[1]).exists() or text == f"{found[1]}/{found[2]}":
+        return None
+    owner, name, file = found.groups()
+    if file:
+        return f"hf download {owner}/{name} {file} --local-dir DIR fetches one file of a model; then give DIR/{file}"
+    return f"a model of the hub is given as {owner}/{name}, in its newest state"
 
 
 def _from_hub(model_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = ["*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*"]
     try:
+        from huggingface_hub import snapshot_download
+
         return Path(snapshot_download(model_id, allow_patterns=wanted))
     except Exception as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        why, hint = next((_CAUSES[kind] for kind in kinds if kind in _CAUSES), (str(error).partition("\n")[0], _CHECK))
         raise InputError(
-            f"{model_id}: no such folder here, and the hub did not give it ({type(error).__name__})",
-            hint="check the spelling and the network, or give a local folder",
+            f"{model_id}: no such folder here, and the hub did not give it: {why or kinds[0]}",
+            hint=hint.replace("ID", model_id),
         ) from error

@@ -25,6 +25,32 @@ def test_wrong_path(call, tmp_path, tiny):
     assert near.err.endswith(f"hint: did you mean {tiny}?\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("https://huggingface.co/own/m", "given as own/m"),
+        ("own/m@main", "given as own/m"),
+        ("hf.co/own/m:Q4_K_M", "given as own/m"),
+        ("https://huggingface.co/own/m/resolve/main/a/b.gguf", "hf download own/m a/b.gguf"),
+        ("file:///tmp/nope", "give the path: /tmp/nope"),
+        ("llama3:8b", "give a model folder"),
+        ("tests/own/m.gguf", "give a model folder"),
+    ],
+)
+def test_other_spellings_of_a_hub_id_are_told(call, given, hint):
+    done = call("inspect", given)
+    assert done.code == 2
+    assert hint in done.err.partition("hint: ")[2]
+
+
+def test_a_setting_of_the_hub_that_is_no_number_is_no_bug(tmp_path):
+    env = {**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "x", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "llmkit", "inspect", "nobody0/m"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "invalid literal for int() with base 10: 'x'" in done.stderr
+
+
 def test_not_a_model(call, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     done = call("inspect", tmp_path)
