@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from llmkit.architecture.slots import Slot
+from llmkit.architecture.slots import Slot, is_of_expert
 from llmkit.architecture.storage import parts_of
+from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import BlockOutputError
-from llmkit.calibration.observers import Observer
+from llmkit.calibration.observers import MEASURED, Observer
+from llmkit.calibration.output_moments import output_moments
 from llmkit.calibration.products import exact_products
 from llmkit.calibration.ranks import Ranks
 from llmkit.errors import RequirementError
@@ -42,6 +44,31 @@ class BlockQuantizer:
         self.notes: dict[str, str] = {}
         self.learnt: dict[str, BlockWeight] = {}
         self._restored: dict[str, torch.Tensor] = {}
+        self._output_moments: dict[str, torch.Tensor] = {}
+
+    def trace(self, blocks: Blocks, index: int, hidden: torch.Tensor, samples: Sequence[int]) -> None:
+        """Measure the output moments of weights with at most as many outputs as inputs, but of experts."""
+        asked = [
+            part.id
+            for name, task in self._tasks.items()
+            if "output_moments" in task.method.uses
+            for part in self._slots[name].parts
+            if part.shape and part.shape[0] <= part.shape[1] and not is_of_expert(part.id)
+        ]
+        if asked:
+            self._output_moments = output_moments(blocks, index, hidden, samples, asked, self._n_rows)
+
+    def _with_outputs(self, task: Task, statistics: Statistics | None, owner: int) -> Statistics | None:
+        """The statistics with the output moments of a matrix, all ranks' taken together."""
+        parts = parts_of(constant(torch.arange(task.weight.shape[0]).unsqueeze(1)), self._slots[task.name].upright)
+        if statistics is None or not self._output_moments.keys() >= parts.keys():
+            return statistics
+        moments = torch.zeros(2 * task.weight.shape[:1])
+        for part, rows in parts.items():
+            own = rows.load().squeeze(1)
+            moments[own.unsqueeze(1), own] = self._output_moments[part].to(CPU)
+        summed = self._ranks.summed(Statistics(0, output_moments=moments), {owner})
+        return to_device(replace(statistics, output_moments=summed.output_moments), task.device)
 
     def _named(self, weights: Sequence[str]) -> list[Task]:
         names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
@@ -71,7 +98,8 @@ class BlockQuantizer:
             raise_if_stopped()
             start = None
             if not isinstance(task.method, BlockMethod) or task.method.starts_in_order:
-                start = self._ranks.by(owner, partial(_quantized, task, statistics))
+                known = self._with_outputs(task, statistics, owner)
+                start = self._ranks.by(owner, partial(_quantized, task, known))
                 self._take(task, start)
             if isinstance(task.method, BlockMethod) and self._ranks.index == owner:
                 weight = task.weight.load()
@@ -124,7 +152,7 @@ class BlockQuantizer:
 
 def _observer(tasks: Sequence[Task]) -> Observer:
     measured = frozenset[str]().union(*(task.method.needs | task.method.uses for task in tasks))
-    return Observer(measured, tasks[0].weight if len(tasks) == 1 else None)
+    return Observer(measured.intersection(MEASURED), tasks[0].weight if len(tasks) == 1 else None)
 
 
 def _quantized(task: Task, statistics: Statistics | None) -> QuantizedRows:

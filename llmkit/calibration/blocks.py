@@ -152,7 +152,7 @@ class Blocks:
         """
         record = _Record(len(hidden))
         with torch.inference_mode():
-            layer = self._decoder.layer(_Watched(self.weights, record), index)
+            layer = self._decoder.layer(Watched(self.weights, record), index)
             for start in range(0, len(hidden), self._n_rows_of_piece):
                 record.rows = slice(start, min(start + self._n_rows_of_piece, len(hidden)))
                 hidden[record.rows] = self._through(layer, index, hidden, record.rows)
@@ -169,7 +169,7 @@ class Blocks:
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
         watch = _Watch(hook, len(cuts), self._experts_nbytes)
         with torch.inference_mode():
-            layer = self._decoder.layer(_Watched(self.weights, watch), index)
+            layer = self._decoder.layer(Watched(self.weights, watch), index)
 
             def passed(cut: slice) -> torch.Tensor | None:
                 if float_inputs is not None:
@@ -211,12 +211,17 @@ class _NotComplete(Exception):
     """Raised at a linear layer that has not seen all chunks yet."""
 
 
-class _Watching(Protocol):
+class Watching(Protocol):
+    """Looks at the linear layers of a block while it is made and computed."""
+
     def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
         """The block has a linear layer of these weights, [out, in] one below the other."""
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute the layers of these weights with, [out, in]; their inputs are x [..., in]."""
+
+    def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
+        """The layers of these weights gave outputs [..., out], side by side."""
 
 
 class _Place(NamedTuple):
@@ -268,6 +273,9 @@ class _Watch:
         if place != self._open or not self._is_complete(place):
             raise _NotComplete
         return self._settled[weights]
+
+    def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
+        pass
 
     def ends_open(self) -> bool:
         """Whether a place was open in the pass that ends now; experts are complete after the pass of the last chunk."""
@@ -330,11 +338,14 @@ class _Record:
             self.inputs[weights][self.rows].copy_(by_sequence)
         return values
 
+    def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
+        pass
 
-class _Watched:
+
+class Watched:
     """Weights whose linear layers are looked at."""
 
-    def __init__(self, weights: Weights, watch: _Watching, stem: str = "") -> None:
+    def __init__(self, weights: Weights, watch: Watching, stem: str = "") -> None:
         self._weights, self._watch, self._stem = weights, watch, stem
 
     def __call__(self, leaf: str) -> torch.Tensor:
@@ -344,8 +355,8 @@ class _Watched:
     def has(self, leaf: str) -> bool:
         return self._weights.has(leaf)
 
-    def under(self, stem: str) -> _Watched:
-        return _Watched(self._weights.under(stem), self._watch, f"{self._stem}{stem}.")
+    def under(self, stem: str) -> Watched:
+        return Watched(self._weights.under(stem), self._watch, f"{self._stem}{stem}.")
 
     def observed_linear(self, layer: Linear, names: Sequence[str]) -> Linear:
         weights = tuple(f"{self._stem}{name}.weight" for name in names)
@@ -354,12 +365,14 @@ class _Watched:
 
 
 class _WatchedLinear(Linear):
-    def __init__(self, layer: Linear, names: tuple[str, ...], watch: _Watching) -> None:
+    def __init__(self, layer: Linear, names: tuple[str, ...], watch: Watching) -> None:
         super().__init__(layer.weight, layer.bias)
         self._names, self._watch = names, watch
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return product_in_pieces(x, self.weight_for(x), self.bias)
+        outputs = product_in_pieces(x, self.weight_for(x), self.bias)
+        self._watch.computed(self._names, outputs)
+        return outputs
 
     def weight_for(self, x: torch.Tensor) -> torch.Tensor:
         self.weight = self._watch.settled(self._names, self.weight, x)

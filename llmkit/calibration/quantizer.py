@@ -35,6 +35,7 @@ from llmkit.tensors.lazy import Context, Lazy
 from llmkit.tensors.stopped import raise_if_stopped
 from llmkit.tensors.whole import Whole
 
+_N_TRACED = 16
 _FLOP_PER_S = 1.5e11  # of a core in SignRound, all that is no product included: SmolLM2 on a Xeon with AMX
 
 
@@ -193,7 +194,7 @@ class CalibratedQuantizer:
         # Other ranks know nothing of scales.
         ranks = self.ranks if scaled.blocks is blocks else Ranks()
         blocks, hook = scaled.blocks, BlockQuantizer(scaled.tasks, self._slots, ranks)
-        after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats), hook)
+        after, targets = ranks.run(blocks, Share(index, blocks.ids, hidden, floats, self._traced(len(hidden))), hook)
         hook.require_all()
         passed_on = []
         if targets is not None:
@@ -209,6 +210,10 @@ class CalibratedQuantizer:
             passed_on.append(("floats", targets))
         result = {"errors": hook.errors, "notes": hook.notes}
         return BlockResult(result, [*passed_on, ("hidden", after)], {**hook.results, **scaled.changed}.items())
+
+    def _traced(self, n: int) -> range:
+        """The samples of which it is measured how the output of a block comes about; each rank has one of them."""
+        return range(0, n, max(min(n // _N_TRACED, n // self.ranks.n), 1))
 
     def serve(self) -> None:
         """On other ranks than 0: compute a share of the samples of each block.

@@ -9,11 +9,12 @@ quantizes it and hands it to the others. The sums differ in their last bits from
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from llmkit.calibration.blocks import BlockHook
 from llmkit.calibration.products import narrow_products
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
@@ -21,9 +22,16 @@ from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.device import CPU
 
 if TYPE_CHECKING:
-    from llmkit.calibration.blocks import BlockHook, Blocks
+    from llmkit.calibration.blocks import Blocks
 
 T = TypeVar("T")
+
+
+class TracingHook(BlockHook, Protocol):
+    """Sees also how the output of a block comes about."""
+
+    def trace(self, blocks: Blocks, index: int, hidden: torch.Tensor, samples: Sequence[int]) -> None:
+        """Before the block is computed: its inputs in the float model, [B, S, hidden], and which samples to look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +40,27 @@ class Share:
 
     Attributes:
         floats: the hidden states in the float model, where they are compared.
+        traced: samples of which the hook sees how the output of the block comes about, too, where they are.
     """
 
     block: int
     ids: torch.Tensor
     hidden: torch.Tensor
     floats: torch.Tensor | None
+    traced: Sequence[int] = ()
 
-    def passed(self, blocks: Blocks, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def of(self, cut: slice) -> Share:
+        """That of some samples."""
+        floats = self.floats[cut] if self.floats is not None else None
+        traced = [i - cut.start for i in self.traced if cut.start <= i < cut.stop]
+        return Share(self.block, self.ids[cut], self.hidden[cut], floats, traced)
+
+    def passed(self, blocks: Blocks, hook: TracingHook) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The hidden states [B, S, hidden] after the block, in the place of those before it, and in the float model."""
         with narrow_products():
             if self.floats is None:
                 return blocks.run(self.block, self.hidden, hook), None
+            hook.trace(blocks, self.block, self.floats, self.traced)
             targets, inputs = blocks.recorded(self.block, self.floats)
             return blocks.run(self.block, self.hidden, hook, inputs), targets
 
@@ -59,7 +76,7 @@ class Ranks:
     def __init__(self, index: int = 0, n: int = 1) -> None:
         self.index, self.n = index, n
 
-    def run(self, blocks: Blocks, share: Share, hook: BlockHook) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run(self, blocks: Blocks, share: Share, hook: TracingHook) -> tuple[torch.Tensor, torch.Tensor | None]:
         """On rank 0: a block for all samples, as of `Share.passed`.
 
         Raises:
@@ -72,11 +89,7 @@ class Ranks:
             hint = f"torchrun --nproc-per-node {n_samples}; or a longer text"
             raise InputError(f"{n_samples} windows of text for {self.n} processes", hint=hint)
         cuts = [slice(i * n_samples // self.n, (i + 1) * n_samples // self.n) for i in range(self.n)]
-        shares = [
-            Share(share.block, share.ids[c], share.hidden[c], share.floats[c] if share.floats is not None else None)
-            for c in cuts
-        ]
-        mine = self._dealt(shares)
+        mine = self._dealt([share.of(cut) for cut in cuts])
         gathered = self._collected((mine or share).passed(blocks.of(mine.ids if mine else share.ids), hook))
         floats = [part for _, part in gathered if part is not None]
         return torch.cat([after for after, _ in gathered]), torch.cat(floats) if floats else None

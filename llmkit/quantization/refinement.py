@@ -59,11 +59,15 @@ class Grids:
         if self.zeros is not None and zeros is not None:
             self.zeros[found] = zeros.T
 
-    def of_rows(self, rows: slice) -> Grids:
-        """Those of some output rows; views."""
+    def of_rows(self, rows: slice | torch.Tensor) -> Grids:
+        """Those of some output rows; views, where they are a slice."""
         part = copy.copy(self)
         part.scales, part.zeros = self.scales[:, rows], None if self.zeros is None else self.zeros[:, rows]
         return part
+
+    def take(self, other: Grids) -> None:
+        """Become those of the same rows in `other`."""
+        self.scales, self.zeros = other.scales, other.zeros
 
     def nearest(self, group: int, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The points nearest to float32 numbers [out] of a group, and the numbers that they stand for."""
@@ -84,6 +88,11 @@ class Grids:
         if self.grid.points is not None:
             return self.grid.points.numbers((q.int() + self.grid.middle).to(torch.uint8))
         return q.float() if self.zeros is None else q.float() - self.zeros.float()[groups]
+
+    def restored(self, q: torch.Tensor) -> torch.Tensor:
+        """What points [in, out] stand for, float32, groups being neighbouring columns."""
+        groups = torch.arange(len(q)) // self.group_size
+        return self.steps(q, groups).mul_(self.scales.float()[groups])
 
 
 class Inputs(NamedTuple):

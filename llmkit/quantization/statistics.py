@@ -25,6 +25,8 @@ class Statistics:
         inputs: x itself, [tokens, in].
         cross_products: the sum of W (f - x) x^T, W being the weight of the layer, float32 [out, in]; measured in place
             of the cross moments where they are fewer numbers.
+        output_moments: the sum of J^T J, J being the derivative of the output of the decoder block by the outputs of
+            the layer, float32 [out, out]; None also where the output of the block is that of the layer and others.
     """
 
     n_tokens: float
@@ -34,6 +36,7 @@ class Statistics:
     maxima: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
     cross_products: torch.Tensor | None = None
+    output_moments: torch.Tensor | None = None
 
     def require_finite(self) -> None:
         """Refuse sums of inputs that were no numbers, and sums of squares that no inputs have.

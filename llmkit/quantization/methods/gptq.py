@@ -13,6 +13,9 @@ W + a W C H^-1, C being the sum of (f - x) x^T: with a = 1 the least error of th
 
 Afterwards scales and codes are changed in turn while the error falls (llmkit/quantization/refinement.py).
 
+Where it is known how the output of the decoder block moves with the outputs of the layer, rows are rounded one after
+the other, too (llmkit/quantization/feedback.py).
+
 H is damped by 1 % of its mean diagonal, and by ten times as much as often as its factorization fails. A column that no
 token reached is rounded to nearest, as in the original; here its weights are not zeroed.
 
@@ -24,20 +27,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
+from llmkit.quantization.factored import Factored, factored
+from llmkit.quantization.feedback import rounded_with_feedback
 from llmkit.quantization.matrix import Grid
 from llmkit.quantization.method import N_WINDOWS, Method, QuantizedRows
 from llmkit.quantization.methods.rtn import quantized_rows
 from llmkit.quantization.refinement import N_COLUMNS, Grids, Inputs, refine
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.products import add_product, inverse_of_lower
+from llmkit.tensors.products import add_product
 from llmkit.tensors.stopped import raise_if_stopped
 
-_DAMPING, _MOST_DAMPING = 0.01, 10.0
+if TYPE_CHECKING:
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+_DAMPING = 0.01
 _CORRECTION = 0.5  # the share a
 _N_SWEEPS = {1: 4, 2: 4, 3: 4, 4: 2}  # of the refinement, by bits: with more of them rounding is nearly exact
 
@@ -53,7 +62,7 @@ class GPTQ(Method):
     name = "gptq"
     words = "by GPTQ, on the grid with the least weighted error"
     needs = frozenset({"second_moments"})
-    uses = frozenset({"cross_moments"})
+    uses = frozenset({"cross_moments", "output_moments"})
     is_row_wise = False
     takes_points = True
     _refines: ClassVar[bool] = True
@@ -78,89 +87,87 @@ class GPTQ(Method):
         if statistics is None or statistics.second_moments is None:
             raise InputError("GPTQ needs the second moments of the inputs", hint="--calibration FILE measures them")
         n_out, n_in = weight.shape
-        original = weight.float()
-        if statistics not in _KNOWN:
-            _KNOWN[statistics] = _factored(statistics.second_moments.float())
-        order, factor, damping = _KNOWN[statistics]
-        in_place = order.argsort()
+        original, moments, grids = weight.float(), statistics.second_moments, Grids(n_out, n_in, grid, scale_dtype)
+        if moments not in _known():
+            _known()[moments] = factored(moments.float(), _DAMPING)
+        order, factor, damping = known = _known()[moments]
         columns = original[:, order].T.contiguous()
         if "cross_moments" in self.uses and (cross := statistics.crossed(original)) is not None:
             turned = add_product(torch.empty_like(columns), factor, cross[:, order].T, beta=0)
             add_product(columns, factor.T, turned, alpha=_CORRECTION)
-        grids = Grids(n_out, n_in, grid, scale_dtype)
-        importance = statistics.mean_squares
-        size = grid.group_size or n_in
+        has_order, in_groups = self.gives_order(grid), moments.float()
+        added = damping * float(in_groups.diagonal().mean())
+        inputs = Inputs(in_groups[order][:, order] if has_order else in_groups, added)
         n_sweeps = _N_SWEEPS.get(grid.bits, 0) if self._refines else 0
-        wanted = columns.clone() if n_sweeps else columns
-        if self.gives_order(grid):
-            by_rank = importance[order] if importance is not None else None
-            groups = torch.arange(n_in) // size
-
-            def begin(first: int, own: torch.Tensor) -> None:
-                """Search the grid of the group whose columns [size, out] come from place `first` on."""
-                weights = by_rank[first : first + size] if by_rank is not None else None
-                grids.search(first // size, own, weights)
-
-            q = _rounded(columns, factor, groups, grids, begin)
-            stored, grouped = groups[in_place].int(), torch.arange(n_in)
+        rounding = _Rounding(known, statistics.mean_squares, inputs, has_order, n_sweeps)
+        if "output_moments" in self.uses and (outputs := statistics.output_moments) is not None:
+            q, columns = rounded_with_feedback(columns, grids, outputs.float(), rounding, rounding.grouped)
         else:
-            grids.search(0, columns[in_place], importance)
-            q, stored, grouped = _rounded(columns, factor, order // size, grids), None, in_place
-        columns, q = (wanted if n_sweeps else columns)[grouped], q[grouped]
-        if n_sweeps:
-            moments = statistics.second_moments.float()
-            added = damping * float(moments.diagonal().mean())
-            inputs = Inputs(moments if stored is None else moments[order][:, order], added)
-            refine(columns, q, grids, inputs, n_sweeps)
-        if stored is not None:
-            columns, q = columns[in_place], q[in_place]
+            q, columns = rounding(columns, grids)
+        stored = None
+        if has_order:
+            in_place = order.argsort()
+            q, columns, stored = q[in_place], columns[in_place], (in_place // grids.group_size).int()
         note = f"the second moments of inputs are damped by {damping:g} of their mean" if damping > _DAMPING else ""
-        scales, zeros = grids.scales.T, grids.zeros_of_rows
         corrected = columns.T if self._gives_corrected else None
-        return quantized_rows(original, q.T, scales, zeros, grid, stored, note, corrected)
+        return quantized_rows(original, q.T, grids.scales.T, grids.zeros_of_rows, grid, stored, note, corrected)
 
 
-class _Factored(NamedTuple):
-    """Second moments [in, in], once they are damped.
+@dataclass(frozen=True)
+class _Rounding:
+    """How columns are rounded, of whichever rows.
 
     Attributes:
-        order: int64 [in], the columns by falling moments.
-        factor: the upper Cholesky factor U of their inverse, U^T U, columns in this order; float32.
-        damping: the share of the mean diagonal that was added.
+        known: the moments, factored.
+        importance: [in], of the columns in a search of grids.
+        inputs: of the refinement, columns in the order of groups.
+        has_order: columns are grouped as they come.
+        n_sweeps: of the refinement.
     """
 
-    order: torch.Tensor
-    factor: torch.Tensor
-    damping: float
+    known: Factored
+    importance: torch.Tensor | None
+    inputs: Inputs
+    has_order: bool
+    n_sweeps: int
+
+    @property
+    def grouped(self) -> torch.Tensor:
+        """int64 [in], the columns in the order of their groups."""
+        return torch.arange(len(self.known.order)) if self.has_order else self.known.order.argsort()
+
+    def __call__(self, columns: torch.Tensor, grids: Grids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points, int8, and what they are nearest to, [in, rows] in the order of groups.
+
+        Args:
+            columns: of the wanted rows, float32 [in, rows] in the order in which they come; changed in place.
+        """
+        order, factor, _ = self.known
+        size, grouped = grids.group_size, self.grouped
+        wanted = columns.clone() if self.n_sweeps else columns
+        if self.has_order:
+            by_rank = self.importance[order] if self.importance is not None else None
+
+            def begin(first: int, own: torch.Tensor) -> None:
+                """Search the grid of the group whose columns [size, rows] come from place `first` on."""
+                grids.search(first // size, own, by_rank[first : first + size] if by_rank is not None else None)
+
+            q = _rounded(columns, factor, torch.arange(len(order)) // size, grids, begin)
+        else:
+            grids.search(0, columns[grouped], self.importance)
+            q = _rounded(columns, factor, order // size, grids)
+        wanted, q = wanted[grouped], q[grouped]
+        if self.n_sweeps:
+            refine(wanted, q, grids, self.inputs, self.n_sweeps)
+        return q, wanted
 
 
-_KNOWN: WeakKeyDictionary[Statistics, _Factored] = WeakKeyDictionary()  # layers that share inputs share this, too
+@cache
+def _known() -> WeakTensorKeyDictionary:
+    """Second moments -> `Factored`: layers that share inputs share this, too."""
+    from torch.utils.weak import WeakTensorKeyDictionary
 
-
-def _factored(moments: torch.Tensor) -> _Factored:
-    """Of second moments [in, in], float32: with the columns the other way round they are L L^T, and U is L^-1."""
-    diagonal = moments.diagonal()
-    order = diagonal.argsort(descending=True, stable=True)
-    mean = float(diagonal.mean())
-    if mean <= 0:
-        return _Factored(order, torch.eye(len(moments)), _DAMPING)
-    backwards = order.flip(0)
-    damped = moments[backwards][:, backwards]
-    damped.diagonal()[diagonal[backwards] == 0] = mean
-    damping, added = _DAMPING, 0.0
-    while damping <= _MOST_DAMPING:
-        raise_if_stopped()
-        damped.diagonal().add_(damping * mean - added)
-        added = damping * mean
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            inverse = inverse_of_lower(lower)
-            if bool(torch.isfinite(inverse).all()):
-                return _Factored(order, inverse.flip(0, 1), damping)
-        damping *= 10
-    raise InputError(
-        "the second moments of the inputs cannot be factored", hint="calibrate on a longer text, or use --method mse"
-    )
+    return WeakTensorKeyDictionary()
 
 
 def _rounded(
@@ -200,7 +207,7 @@ def _rounded(
 
 
 class FastGPTQ(GPTQ):
-    """As the original has it, on the searched grid: no float model is carried along, and nothing is refined."""
+    """As the original has it, on the searched grid: only what the layer itself gets counts, and nothing is refined."""
 
     name = "gptq-fast"
     words = "by GPTQ without correction and refinement, on the grid with the least weighted error"
