@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from llmkit.architecture.slots import Slot, is_of_expert
+from llmkit.architecture.slots import Part, Slot, is_of_expert
 from llmkit.architecture.storage import parts_of
 from llmkit.calibration.blocks import Blocks
 from llmkit.calibration.learning import BlockOutputError
@@ -20,7 +20,7 @@ from llmkit.quantization.method import BlockMethod, BlockWeight, QuantizedRows, 
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.constant import constant
 from llmkit.tensors.device import CPU, default_device, to_device
-from llmkit.tensors.finite import require_finite
+from llmkit.tensors.finite import count_not_finite, require_finite
 from llmkit.tensors.stopped import raise_if_stopped
 
 _NO_TOKEN = "no token of the text reached them, so that all of their inputs count alike"
@@ -47,28 +47,27 @@ class BlockQuantizer:
         self._output_moments: dict[str, torch.Tensor] = {}
 
     def trace(self, blocks: Blocks, index: int, hidden: torch.Tensor, samples: Sequence[int]) -> None:
-        """Measure the output moments of weights with at most as many outputs as inputs, but of experts."""
-        asked = [
-            part.id
-            for name, task in self._tasks.items()
-            if "output_moments" in task.method.uses
-            for part in self._slots[name].parts
-            if part.shape and part.shape[0] <= part.shape[1] and not is_of_expert(part.id)
-        ]
+        """Measure the output moments of the weights whose methods use them."""
+        names = [name for name, task in self._tasks.items() if "output_moments" in task.method.uses]
+        asked = [part.id for name in names for part in traced_parts(self._slots[name])]
         if asked:
             self._output_moments = output_moments(blocks, index, hidden, samples, asked, self._n_rows)
 
     def _with_outputs(self, task: Task, statistics: Statistics | None, owner: int) -> Statistics | None:
-        """The statistics with the output moments of a matrix, all ranks' taken together."""
-        parts = parts_of(constant(torch.arange(task.weight.shape[0]).unsqueeze(1)), self._slots[task.name].upright)
-        if statistics is None or not self._output_moments.keys() >= parts.keys():
+        """The statistics with the output moments of a matrix, all ranks' taken together, where those are numbers."""
+        slot = self._slots[task.name]
+        ids = {part.id for part in traced_parts(slot)}
+        if statistics is None or not ids or not ids <= self._output_moments.keys():
             return statistics
+        rows_of_part = parts_of(constant(torch.arange(task.weight.shape[0]).unsqueeze(1)), slot.upright)
         moments = torch.zeros(2 * task.weight.shape[:1])
-        for part, rows in parts.items():
+        for part, rows in rows_of_part.items():
             own = rows.load().squeeze(1)
             moments[own.unsqueeze(1), own] = self._output_moments[part].to(CPU)
-        summed = self._ranks.summed(Statistics(0, output_moments=moments), {owner})
-        return to_device(replace(statistics, output_moments=summed.output_moments), task.device)
+        summed = self._ranks.summed(Statistics(0, output_moments=moments), {owner}).output_moments
+        if summed is None or count_not_finite(summed):  # of weights behind this one, whose own turn comes
+            return statistics
+        return to_device(replace(statistics, output_moments=summed), task.device)
 
     def _named(self, weights: Sequence[str]) -> list[Task]:
         names = dict.fromkeys(self._of_weight[weight] for weight in weights if weight in self._of_weight)
@@ -148,6 +147,12 @@ class BlockQuantizer:
                 f"{missing[0]} has inputs that calibration does not see",
                 hint=f"leave it in floats: --keep {missing[0].removesuffix('.weight')}",
             )
+
+
+def traced_parts(slot: Slot) -> list[Part]:
+    """The weights of a stored tensor whose output moments are measured: no more outputs than inputs, and no expert."""
+    are_few = all(part.shape and part.shape[0] <= part.shape[1] and not is_of_expert(part.id) for part in slot.parts)
+    return list(slot.parts) if are_few else []
 
 
 def _observer(tasks: Sequence[Task]) -> Observer:

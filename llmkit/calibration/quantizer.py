@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from llmkit.architecture.slots import Slot
-from llmkit.calibration.block_quantizer import BlockQuantizer
+from llmkit.calibration.block_quantizer import BlockQuantizer, traced_parts
 from llmkit.calibration.blocks import CHUNK_NBYTES, EXPERTS_NBYTES, Blocks
 from llmkit.calibration.learning import BlockOutputError
 from llmkit.calibration.ranks import Ranks, Share
@@ -157,18 +157,21 @@ class CalibratedQuantizer:
         the moments of the experts that are seen beside each other, and the hidden states of all samples. Where it is
         compared with the float model, a block, the hidden states and, in bfloat16, the inputs of layers of that, too;
         where it is learnt, the hidden states before it, and for each weight what it is restored to, its gradient, what
-        is learnt and the best of it. Where its inputs are scaled, another block and hidden states.
+        is learnt and the best of it. Where its inputs are scaled, another block and hidden states. Output moments are
+        measured, in another block, before there are moments of inputs.
         """
         if task is not next(iter(self._tasks.values())):
             return 0
         dims = self._ckpt.require_model().dims
-        of_layer, of_experts = Counter[int](), Counter[int]()
+        of_layer, of_experts, of_outputs = Counter[int](), Counter[int](), Counter[int]()
         for slot in self._slots.values():
             if slot.layer is not None:
                 of_layer[slot.layer] += slot.numel
         for name, each in self._tasks.items():
             if (layer := self._slots[name].layer) is not None and self._slots[name].is_of_expert:
                 of_experts[layer] += 4 * each.weight.shape[1] ** 2
+            elif layer is not None and "output_moments" in each.method.uses:
+                of_outputs[layer] += sum(part.shape[0] ** 2 for part in traced_parts(self._slots[name]))
         block, moments = max(of_layer.values(), default=0), min(EXPERTS_NBYTES, max(of_experts.values(), default=0))
         widest = max(max(each.weight.spec.numel, each.weight.shape[1] ** 2) for each in self._tasks.values())
         hidden = self.samples.n * self.samples.length * dims.hidden
@@ -176,7 +179,9 @@ class CalibratedQuantizer:
         widening = dims.ffn // dims.hidden
         inputs = 2 * hidden * (3 + widening) if self._compares else 0
         activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
-        return 4 * (n_copies * block + 5 * widest + n_states * hidden) + moments + inputs + activations
+        traced = max(of_outputs.values(), default=0)
+        largest = max(5 * widest, block if traced else 0) + traced
+        return 4 * (n_copies * block + largest + n_states * hidden) + moments + inputs + activations
 
     def _plan(self) -> tuple[int, Any]:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]

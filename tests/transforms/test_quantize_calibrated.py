@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import vocab_world
 from interruption import stopped_in_block
 
 import llmkit
+from llmkit.architecture.storage import stored
 from llmkit.calibration import products
 from llmkit.calibration.blocks import Blocks
+from llmkit.calibration.output_moments import output_moments
 from llmkit.calibration.quantizer import CalibratedQuantizer
 from llmkit.calibration.samples import Samples
 from llmkit.calibration.texts import CalibrationText, token_ids, windows
@@ -24,6 +27,7 @@ from llmkit.quantization.matrix import Grid
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
 from llmkit.quantization.statistics import Statistics
+from llmkit.tensors.constant import constant
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.quantize import quantize
@@ -49,10 +53,30 @@ class Recorder:
         return values
 
 
+def moved_outputs(ckpt, blocks, index, hidden):
+    """The output moments of the stored tensors of a layer that have them, in the order of their rows."""
+    slots = [slot for slot in ckpt.require_model().slots.values() if slot.kind == "linear" and slot.layer == index]
+    n_rows = {part.id: part.shape[0] for slot in slots for part in slot.parts}
+    found = output_moments(blocks, index, hidden, range(len(hidden)), n_rows, n_rows)
+    moved = {}
+    for slot in slots:
+        first, *_ = slot.parts
+        if ".experts." not in slot.id and first.shape[0] <= first.shape[1] and first.id in found:
+            starts = itertools.accumulate((n_rows[part.id] for part in slot.parts), initial=0)
+            numbers = {
+                part.id: constant(torch.arange(start, start + n_rows[part.id])[:, None])
+                for part, start in zip(slot.parts, starts, strict=False)
+            }
+            order = stored(numbers, slot.upright).load().squeeze(1)
+            moved[slot.name] = torch.block_diag(*(found[part.id] for part in slot.parts))[order][:, order]
+    return moved
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, family, monkeypatch):
     """Each layer was quantized for the inputs that it has now that all layers before it are quantized, and for the
-    outputs that it had before that. Inputs of the float model are compared in bfloat16."""
+    outputs that it had before that, as those of its block move with them. Inputs of the float model are compared in
+    bfloat16."""
     monkeypatch.setattr(products, "product_dtype", lambda device: None)
     base = model(family)
     llmkit.save(calibrated(base), tmp_path / "q")
@@ -61,11 +85,12 @@ def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, 
     rows = windows(
         token_ids(TEXT, load_tokenizer(base)), 24, samples=12, seed=1, suffix=architecture.prompt_suffix_of(base.config)
     )
-    now, before = Recorder(), Recorder()
+    now, before, moved = Recorder(), Recorder(), {}
     for ckpt, recorder in ((floats, now), (base, before)):
         blocks = Blocks(*load_blocks(ckpt), torch.tensor(rows))
         hidden = blocks.embedded()
         for i in range(len(blocks)):
+            moved |= moved_outputs(base, blocks, i, hidden)
             hidden = blocks.run(i, hidden, recorder)
     n = 0
     for slot in base.require_model().slots.values():
@@ -75,7 +100,7 @@ def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, 
         x, f = now.inputs[slot.parts[0].id], before.inputs[slot.parts[0].id]
         is_routed = ".experts." in slot.id  # other tokens may come than in the float model
         cross = None if is_routed else (f.bfloat16().float() - x.bfloat16()).T @ x
-        statistics = Statistics(len(x), x.T @ x, cross)
+        statistics = Statistics(len(x), x.T @ x, cross, output_moments=moved.get(slot.name))
         made = GPTQ.quantize(weight, Grid(3, None, False), torch.float32, statistics)
         codes = unpack(made.codes, 3, weight.shape[1]).float() - made.zeros.float()
         found = floats.tensors[slot.name].load()
