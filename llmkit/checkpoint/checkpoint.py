@@ -13,7 +13,7 @@ from llmkit.architecture import registry
 from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.embeddings import with_true_tying
-from llmkit.checkpoint.file_content import FileContent, damaged_generation_config, read_generation_config
+from llmkit.checkpoint.file_content import FileContent, read_generation_config
 from llmkit.checkpoint.hub import resolve_path
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.checkpoint.order import in_order, sort_tensors
@@ -118,7 +118,7 @@ class Checkpoint:
     @cached_property
     def generation_config(self) -> Mapping[str, Any]:
         """The contents of generation_config.json; empty where there is none that can be read."""
-        return read_generation_config(self.files)
+        return read_generation_config(self.files)[0]
 
     @property
     def tokenizer_files(self) -> dict[str, FileContent]:
@@ -246,7 +246,7 @@ def _opened(path: Path) -> Checkpoint:
         origin=path,
         history=recipe_of(path),
         notes=(*candidate.wrapper_notes, *notes),
-        warnings=(*warnings, *damaged_generation_config(files)),
+        warnings=(*warnings, *read_generation_config(files)[1]),
     )
 
 
@@ -278,7 +278,7 @@ def _from_layout(path: Path, opened: OpenedLayout) -> Checkpoint:
         origin=path,
         history=recipe,
         notes=opened.notes,
-        warnings=(*opened.warnings, *damaged_generation_config(files)),
+        warnings=(*opened.warnings, *read_generation_config(files)[1]),
         layout=opened.layout,
         details=opened.details,
     )

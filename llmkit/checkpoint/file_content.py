@@ -65,24 +65,11 @@ class FileContent:
             )
 
 
-def read_generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
-    """The contents of generation_config.json among the files of a checkpoint; empty where none can be read."""
+def read_generation_config(files: Mapping[str, FileContent]) -> tuple[Mapping[str, Any], list[str]]:
+    """The contents of generation_config.json, empty where there are none, and a warning where it cannot be read."""
     try:
-        return _generation_config(files)
-    except InputError:
-        return {}
-
-
-def damaged_generation_config(files: Mapping[str, FileContent]) -> list[str]:
-    """A warning of a generation_config.json that cannot be read, if there is such a one."""
-    try:
-        _generation_config(files)
+        content = files.get(GENERATION_CONFIG)
+        return ({} if content is None else parse_object(content.read(), GENERATION_CONFIG)), []
     except InputError as error:
-        return [f"{error.message}: it is passed over, as transformers does, and with it the tokens that end a text"]
-    return []
-
-
-def _generation_config(files: Mapping[str, FileContent]) -> Mapping[str, Any]:
-    if GENERATION_CONFIG not in files:
-        return {}
-    return parse_object(files[GENERATION_CONFIG].read(), GENERATION_CONFIG)
+        said = f"{error.message}: it is passed over, as transformers does, and with it the tokens that end a text"
+        return {}, [said]

@@ -165,9 +165,9 @@ class Rotary(Positions):
             angles[chosen] = positions[chosen][:, None].float() * inverse.to(positions.device)
         return angles
 
-    def rotate(self, heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The first R dims of heads [B, S, N, H] rotated in pairs, in their dtype."""
-        cos, sin = table
+    def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
+        """The first R dims of heads [B, S, N, H] rotated in pairs, in their dtype, by the cos and sin of the table."""
+        cos, sin = table[:2]
         x1, x2 = self._pairs(heads)
         if heads.requires_grad:  # `out=` has no derivative
             pairs = torch.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1 if self._is_interleaved else -2)
@@ -193,9 +193,6 @@ class _RecordingRotary(Rotary):
 
     def table(self, input_ids: torch.Tensor, places: Places, cache: Cache) -> Any:
         return *super().table(input_ids, places, cache), {}
-
-    def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
-        return super().rotate(heads, table[:2])
 
     def notes(self, table: Any) -> dict[str, Any]:
         noted: dict[str, Any] = table[2]

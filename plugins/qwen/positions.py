@@ -75,9 +75,6 @@ def _reader(kind: LongRope, dims: Sizes, dtype: torch.dtype, device: torch.devic
                     cos[row, start:stop, 0], sin[row, start:stop, 0] = angles.cos().to(dtype), angles.sin().to(dtype)
             return cos, sin, scale
 
-        def rotate(self, heads: torch.Tensor, table: Any) -> torch.Tensor:
-            return super().rotate(heads, table[:2])
-
         def scaled(self, queries: torch.Tensor, table: Any) -> torch.Tensor:
             return queries * table[2] if as_bool(kind.scales_queries) else queries
 

@@ -57,7 +57,7 @@ def resized_config(
 
 def renumbered_generation(files: Mapping[str, FileContent], new_of: Mapping[int, int]) -> dict[str, FileContent]:
     """The same files with the ids of generation_config.json mapped."""
-    config = read_generation_config(files)
+    config, _ = read_generation_config(files)
     if not config:
         return dict(files)
     mapped = _mapped(config, new_of, -1, -1)
