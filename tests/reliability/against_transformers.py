@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ class Theirs:
         logits: [2, N_TOKENS, vocab] in float32.
         tensors: what it would save.
         layout: name and shape of each of its own tensors, and the name of the first one with the same bytes.
-        rounding: how far its logits are from its own that are rounded otherwise, relative to the largest; 0 if not
-            asked for.
+        rounding: gives how far its logits are from its own that are rounded otherwise, relative to the largest; 0 if
+            not asked for.
     """
 
     logits: torch.Tensor
     tensors: dict[str, torch.Tensor]
     layout: Layout
-    rounding: float
+    rounding: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def their_model(
     """Transformers' model with seeded weights in which every part matters; whatever it raises is its own refusal.
 
     Args:
-        is_exact: find out how it rounds.
+        is_exact: how it rounds counts.
         like: of the same class and seed; with the same tensors it would save the same files, which are taken from it.
     """
     made = transformers.AutoConfig.for_model(**json.loads(json.dumps(dict(config))))
@@ -119,8 +119,7 @@ def their_model(
     with torch.inference_mode():
         ids = ids_of(int(model.get_input_embeddings().weight.shape[0]))
         logits = model(ids, use_cache=False).logits
-        others = list(_rounded_otherwise(model, ids)) if is_exact else []
-    return Theirs(logits, stored, layout, max((relative(logits, other) for other in others), default=0.0))
+    return Theirs(logits, stored, layout, partial(_rounding, model, ids, logits) if is_exact else float)
 
 
 @lru_cache(maxsize=512)
@@ -135,6 +134,11 @@ def _layout(model: Any) -> Layout:
         (name, tuple(w.shape), first.setdefault(w.data_ptr(), name))
         for name, w in model.state_dict(keep_vars=True).items()
     ]
+
+
+@torch.inference_mode()
+def _rounding(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> float:
+    return max(relative(logits, other) for other in _rounded_otherwise(model, ids))
 
 
 def _rounded_otherwise(model: Any, ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -179,4 +183,5 @@ def try_ours(theirs: Theirs, config: Mapping[str, Any], folder: Path) -> Outcome
         return Outcome(difference=float("inf"), said=(f"{type(error).__name__}: {error}",))
     if found.shape != theirs.logits.shape:
         return Outcome(difference=float("inf"), said=said)
-    return Outcome(relative(found, theirs.logits), max(TOLERANCE, 10 * theirs.rounding), said=said)
+    difference = relative(found, theirs.logits)
+    return Outcome(difference, max(TOLERANCE, 10 * theirs.rounding() if difference > TOLERANCE else 0.0), said=said)
