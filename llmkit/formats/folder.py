@@ -143,6 +143,10 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, Lazy]:
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise _missing(folder, index, weight_map, missing)
+    sets = {m.group(1, 3, 4) for name in files if (m := _NUMBERED.fullmatch(name))}
+    others = [p.name for p in _loose(folder) if (m := _NUMBERED.fullmatch(p.name)) and m.group(1, 3, 4) in sets]
+    if beside := [name for name in others if name not in files]:
+        raise _stale(index, f"{index}: it names no tensor of {listing(beside)}, of the same set as {next(iter(files))}")
     shards = {name: read_file(folder / name) for name in files}
     try:
         tensors = {name: shards[file][name] for name, file in weight_map.items()}

@@ -153,6 +153,9 @@ def test_an_index_must_agree_with_its_shards(tmp_path):
     path.write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"1 tensors of the shards are not in the index: v") as caught:
         read_folder(tmp_path)
+    path.write_text(json.dumps({"weight_map": dict.fromkeys("wv", "model-00001-of-00002.safetensors")}))
+    with pytest.raises(InputError, match=r"names no tensor of model-00002-of-00002\S+, of the same set as") as caught:
+        read_folder(tmp_path)
     subprocess.run(caught.value.hint.partition(";")[0], shell=True, check=True)
     assert set(read_folder(tmp_path)) == {"w", "v", "y"}
     path.write_text("{")
