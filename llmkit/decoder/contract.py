@@ -56,17 +56,19 @@ class Check:
         return self.problem is None
 
 
-def check_architecture(architecture: Architecture) -> list[Check]:
-    """Every clause, for the tiny model and each of its variants."""
+def check_architecture(architecture: Architecture, *, of: str = "") -> list[Check]:
+    """Every clause whose name has the words `of`, for the tiny model and each of its variants."""
     checks = []
     for variant in (None, *architecture.variants):
         config = architecture.tiny_config(variant)
-        checks += [replace(c, name=f"{variant or 'tiny'}: {c.name}") for c in check_config(architecture, config)]
-    return [*checks, run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config())))]
+        checks += [replace(c, name=f"{variant or 'tiny'}: {c.name}") for c in check_config(architecture, config, of=of)]
+    if of in "prompt":
+        checks.append(run_clause("prompt", partial(_prompt, _Case(architecture, architecture.tiny_config()))))
+    return checks
 
 
-def check_config(architecture: Architecture, config: Mapping[str, Any]) -> list[Check]:
-    """Every clause, for random weights of one config."""
+def check_config(architecture: Architecture, config: Mapping[str, Any], *, of: str = "") -> list[Check]:
+    """Every clause whose name has the words `of`, for random weights of one config."""
     clauses: dict[str, Clause] = {
         "names and shapes": _names,
         "cached = whole": _cache,
@@ -78,7 +80,7 @@ def check_config(architecture: Architecture, config: Mapping[str, Any]) -> list[
     }
     case = _Case(architecture, config)
     with torch_threads(1):  # tiny models are faster so
-        return [run_clause(name, partial(clause, case)) for name, clause in clauses.items()]
+        return [run_clause(name, partial(clause, case)) for name, clause in clauses.items() if of in name]
 
 
 def run_clause(name: str, compute: Callable[[], float | None]) -> Check:

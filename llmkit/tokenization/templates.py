@@ -25,7 +25,6 @@ from llmkit.errors import InputError
 from llmkit.tokenization import template_worker
 
 _HINT = "choose another format by its name: raw, alpaca, vicuna, …"
-_BUDGET_S = 2.0  # of processor time
 _WAIT_S = 60.0  # beyond the processor time: a machine may be busy
 
 
@@ -65,7 +64,7 @@ def render(
     plain = json.dumps(arguments, default=str)
     n = len(plain)
     request = {
-        "seconds": _BUDGET_S + n / 100_000,
+        "seconds": 2 + n / 100_000,
         "memory_bytes": (256 << 20) + 64 * n,
         "output_chars": (1 << 20) + 16 * n,
         "arguments": json.loads(plain),
