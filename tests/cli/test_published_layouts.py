@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import write_model
 from safetensors.torch import save_file
+from word_model import write_model
 
 from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.checkpoint.quantized import dequantized

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import write_model
 from safetensors.torch import load_file, save_file
+from word_model import write_model
 
 import llmkit
 from llmkit.architecture.registry import default_registry

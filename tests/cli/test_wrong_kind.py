@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 import torch
-from conftest import write_model
 from safetensors.torch import load_file, save_file
+from word_model import write_model
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
