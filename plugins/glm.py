@@ -16,7 +16,7 @@ from .chatglm_tokenizers import SENTENCEPIECE
 from .llama import DIMS as LLAMA_DIMS
 from .llama import NAMES as LLAMA_NAMES
 
-DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 128))
+DIMS = replace(LLAMA_DIMS, head_dim=Key("head_dim", 128), kv_heads=Key("num_key_value_heads", 2))
 _FUSED = {"mlp.gate_up": Fused("mlp.gate_up_proj", ("gate", "up"))}
 NAMES = replace(LLAMA_NAMES, slots=LLAMA_NAMES.without("mlp.gate", "mlp.up") | _FUSED)
 BLOCK = Block(
@@ -41,7 +41,9 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "theta": {"rope_theta": 5000000.0},
     "no-biases": {"attention_bias": False},
     "whole-heads": {"partial_rotary_factor": 1.0},
-    "defaults": {"head_dim": None, "attention_bias": None, "partial_rotary_factor": None, "rms_norm_eps": None},
+    "defaults": dict.fromkeys(
+        ("head_dim", "attention_bias", "partial_rotary_factor", "rms_norm_eps", "num_key_value_heads")
+    ),
     "tied": {"tie_word_embeddings": True},
     "transformers-5": {
         "rope_theta": None,
