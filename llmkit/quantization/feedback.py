@@ -13,6 +13,7 @@ Source: Tseng et al. 2025, arXiv:2505.22988 (YAQA), where G and H are those of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from llmkit.lazy_imports import torch
 from llmkit.quantization.factored import factored
@@ -25,7 +26,7 @@ _LEAST_ROWS, _MOST_TIMES = 16, 32
 
 # (columns [in, rows], their grids) -> points int8, and what they are nearest to; both with the columns of a group
 # beside each other.
-Round = Callable[[torch.Tensor, Grids], tuple[torch.Tensor, torch.Tensor]]
+Round: TypeAlias = "Callable[[torch.Tensor, Grids], tuple[torch.Tensor, torch.Tensor]]"
 
 
 def rounded_with_feedback(
