@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from pathlib import Path
 from stat import S_ISREG
@@ -17,6 +18,9 @@ class SourceFile:
 
     Reading uses `pread` into fresh memory rather than a mapping: a file that shrinks under us is then a clear error
     instead of a SIGBUS, and the memory in use is exactly what a step asked for.
+
+    Raises:
+        InputError: it cannot be read, or aria2, which gives it its whole length at once, has not fetched all of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,6 +31,11 @@ class SourceFile:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         if not S_ISREG(stat.st_mode):
             raise InputError(f"{path} is no regular file")
+        if (record := path.with_name(f"{path.name}.aria2")).exists():
+            raise InputError(
+                f"{path} is not fetched whole: beside it lies {record.name}, which aria2 removes at the end",
+                hint=f"aria2c -c URL goes on; or, if the file is whole, rm {shlex.quote(str(record))}",
+            )
         self.nbytes = stat.st_size
         self.mtime_ns = stat.st_mtime_ns
         self._inode = (stat.st_dev, stat.st_ino)

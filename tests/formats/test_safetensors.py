@@ -202,6 +202,16 @@ def test_a_git_lfs_pointer_is_named(tmp_path):
     assert "git lfs pull" in error.value.hint
 
 
+def test_a_download_under_way_is_named(tmp_path):
+    """aria2 makes a file as long as it will be: what it has not fetched yet would be read as zeros."""
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors.aria2").write_bytes(b"\0\1")
+    with pytest.raises(InputError, match=r"not fetched whole: beside it lies model\.safetensors\.aria2"):
+        read_folder(tmp_path)
+    (tmp_path / "model.safetensors.aria2").unlink()
+    assert set(read_folder(tmp_path)) == {"w"}
+
+
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(InputError, match="holds no weights"):
         read_folder(tmp_path)
