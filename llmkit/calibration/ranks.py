@@ -176,12 +176,24 @@ class Ranks:
 
 def rank() -> int:
     """The rank of this process under torchrun; 0 without it."""
-    return int(os.environ["RANK"]) if _n_ranks() > 1 else 0
+    return _number("RANK") if _n_ranks() > 1 else 0
 
 
 def _n_ranks() -> int:
     is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if is_started else 1
+    return _number("WORLD_SIZE") if is_started else 1
+
+
+def _number(variable: str, default: str = "") -> int:
+    """What torchrun sets.
+
+    Raises:
+        InputError: it is no number.
+    """
+    value = os.environ.get(variable, default)
+    if not value.isdecimal():
+        raise InputError(f"the environment has {variable}={value!r}, which is no number", hint=f"unset {variable}")
+    return int(value)
 
 
 @cache
@@ -191,7 +203,7 @@ def joined() -> Ranks:
         return Ranks()
     from torch import distributed
 
-    local, n_local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local, n_local = _number("LOCAL_RANK", "0"), _number("LOCAL_WORLD_SIZE", "1")
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[local::n_local] or cores)

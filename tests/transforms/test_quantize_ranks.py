@@ -10,8 +10,10 @@ import pytest
 import vocab_world
 
 import llmkit
+from llmkit.calibration.ranks import rank
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.cli.app import main
+from llmkit.errors import InputError
 
 RUNS = [("llama", "gptq"), ("llama", "gptq-fast"), ("qwen3_moe", "gptq")]
 
@@ -63,3 +65,13 @@ def test_two_processes_that_have_too_little_to_do_say_so_once(runs):
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("1 windows of text for 2 processes") == 1, done.stdout
     assert not (folder / "three").exists()
+
+
+def test_a_rank_that_is_no_number_is_named(monkeypatch):
+    for variable in ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(variable, "2")
+    assert rank() == 2
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(variable, "x")
+        with pytest.raises(InputError, match=f"the environment has {variable}='x', which is no number"):
+            rank()
