@@ -176,7 +176,12 @@ def test_a_head_that_only_the_text_config_ties_is_the_one_that_is_stored(tmp_pat
     assert (decoder(ids) - model(input_ids=ids).logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("family", "outer", "inner"), [("mistral", None, False), ("llama", False, True)])
+OF_INNER = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 leaves it at random")
+
+
+@pytest.mark.parametrize(
+    ("family", "outer", "inner"), [("mistral", None, False), pytest.param("llama", False, True, marks=OF_INNER)]
+)
 def test_a_head_that_is_not_stored_is_tied_as_the_whole_class_ties_it(tmp_path, family, outer, inner):
     """Mistral 3's class ties where its config is silent; Llava's as the text's config says, as older ones had it."""
     model = written(tmp_path, family)

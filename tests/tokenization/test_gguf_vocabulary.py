@@ -307,7 +307,8 @@ def test_settings_by_which_transformers_cuts_otherwise_are_told(world, tmp_path,
     exact = transformers.AutoTokenizer.from_pretrained(tmp_path)
     found = fast_tokenizer(tokenizer_files(metadata, {}))
     texts = ("the", "the <a> fox", "a <new> b", "a'the")
-    assert any(exact(text).input_ids != found.encode(text).ids for text in texts)
+    does_differ = any(exact(text).input_ids != found.encode(text).ids for text in texts)
+    assert does_differ or ("fix_mistral_regex" in config and transformers.__version__.startswith("4."))  # reads no key
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(world):
