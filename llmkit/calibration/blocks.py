@@ -211,14 +211,15 @@ class _NotComplete(Exception):
     """Raised at a linear layer that has not seen all chunks yet."""
 
 
-class Watching(Protocol):
-    """Looks at the linear layers of a block while it is made and computed."""
+class Watching:
+    """Looks at the linear layers of a block while it is made and computed; this one changes nothing."""
 
     def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
         """The block has a linear layer of these weights, [out, in] one below the other."""
 
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What to compute the layers of these weights with, [out, in]; their inputs are x [..., in]."""
+        return values
 
     def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
         """The layers of these weights gave outputs [..., out], side by side."""
@@ -231,7 +232,7 @@ class _Place(NamedTuple):
     part: int = 0
 
 
-class _Watch:
+class _Watch(Watching):
     """Which linear layers of a block are settled. One pass of a chunk looks at one place that is not: the open one.
 
     Attributes:
@@ -274,9 +275,6 @@ class _Watch:
             raise _NotComplete
         return self._settled[weights]
 
-    def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
-        pass
-
     def ends_open(self) -> bool:
         """Whether a place was open in the pass that ends now; experts are complete after the pass of the last chunk."""
         is_open = self._open is not None
@@ -313,7 +311,7 @@ class _Watch:
         return _Place(_EXPERT.sub(".experts.", weights[0]), int(expert[1] or 0) // n_beside)
 
 
-class _Record:
+class _Record(Watching):
     """What the linear layers of a block got; those of experts, whose tokens are not the same, are not kept.
 
     Args:
@@ -327,9 +325,6 @@ class _Record:
         self._n, self.rows = n, slice(0, n)
         self.inputs: dict[tuple[str, ...], torch.Tensor] = {}
 
-    def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
-        pass
-
     def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if not is_of_expert(weights[0]):
             by_sequence = x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])  # some get tokens, [B S, in]
@@ -337,9 +332,6 @@ class _Record:
                 self.inputs[weights] = torch.empty((self._n, *by_sequence.shape[1:]), dtype=torch.bfloat16, device=CPU)
             self.inputs[weights][self.rows].copy_(by_sequence)
         return values
-
-    def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
-        pass
 
 
 class Watched:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from llmkit.calibration.blocks import Blocks, Watched
+from llmkit.calibration.blocks import Blocks, Watched, Watching
 from llmkit.calibration.learning import KeptWeights
 from llmkit.lazy_imports import torch
 
@@ -51,7 +51,7 @@ def _signs(ids: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return drawn.to(output).mul_(2).sub_(1)
 
 
-class _Gradients:
+class _Gradients(Watching):
     """What looks at the linear layers of a block, and sums up the gradients of their outputs.
 
     Attributes:
@@ -63,12 +63,6 @@ class _Gradients:
         self._asked, self._n_rows = frozenset(asked), n_rows
         self.signs: torch.Tensor | None = None
         self.sums: dict[str, torch.Tensor] = {}
-
-    def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
-        pass
-
-    def settled(self, weights: tuple[str, ...], values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return values
 
     def computed(self, weights: tuple[str, ...], outputs: torch.Tensor) -> None:
         if outputs.requires_grad and self._asked.intersection(weights):

@@ -12,17 +12,14 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from llmkit.calibration.blocks import BlockHook
+from llmkit.calibration.blocks import BlockHook, Blocks
 from llmkit.calibration.products import narrow_products
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
 from llmkit.tensors.device import CPU
-
-if TYPE_CHECKING:
-    from llmkit.calibration.blocks import Blocks
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from llmkit.errors import InputError
@@ -95,11 +95,8 @@ class GPTQ(Method):
         if "cross_moments" in self.uses and (cross := statistics.crossed(original)) is not None:
             turned = add_product(torch.empty_like(columns), factor, cross[:, order].T, beta=0)
             add_product(columns, factor.T, turned, alpha=_CORRECTION)
-        has_order, in_groups = self.gives_order(grid), moments.float()
-        added = damping * float(in_groups.diagonal().mean())
-        inputs = Inputs(in_groups[order][:, order] if has_order else in_groups, added)
-        n_sweeps = _N_SWEEPS.get(grid.bits, 0) if self._refines else 0
-        rounding = _Rounding(known, statistics.mean_squares, inputs, has_order, n_sweeps)
+        has_order, n_sweeps = self.gives_order(grid), _N_SWEEPS.get(grid.bits, 0) if self._refines else 0
+        rounding = _Rounding(known, moments.float(), statistics.mean_squares, has_order, n_sweeps)
         if "output_moments" in self.uses and (outputs := statistics.output_moments) is not None:
             q, columns = rounded_with_feedback(columns, grids, outputs.float(), rounding, rounding.grouped)
         else:
@@ -113,28 +110,35 @@ class GPTQ(Method):
         return quantized_rows(original, q.T, grids.scales.T, grids.zeros_of_rows, grid, stored, note, corrected)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Rounding:
     """How columns are rounded, of whichever rows.
 
     Attributes:
         known: the moments, factored.
+        moments: of the inputs, float32 [in, in].
         importance: [in], of the columns in a search of grids.
-        inputs: of the refinement, columns in the order of groups.
         has_order: columns are grouped as they come.
         n_sweeps: of the refinement.
     """
 
     known: Factored
+    moments: torch.Tensor
     importance: torch.Tensor | None
-    inputs: Inputs
     has_order: bool
     n_sweeps: int
 
-    @property
+    @cached_property
     def grouped(self) -> torch.Tensor:
         """int64 [in], the columns in the order of their groups."""
         return torch.arange(len(self.known.order)) if self.has_order else self.known.order.argsort()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Of the refinement, columns in the order of groups."""
+        order, _, damping = self.known
+        moments = self.moments[order][:, order] if self.has_order else self.moments
+        return Inputs(moments, damping * float(self.moments.diagonal().mean()))
 
     def __call__(self, columns: torch.Tensor, grids: Grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Points, int8, and what they are nearest to, [in, rows] in the order of groups.
