@@ -19,7 +19,7 @@ from llmkit.calibration.products import narrow_products
 from llmkit.errors import InputError, LlmkitError
 from llmkit.lazy_imports import torch
 from llmkit.quantization.statistics import Statistics
-from llmkit.tensors.device import CPU
+from llmkit.tensors.device import CPU, torchrun_number
 
 T = TypeVar("T")
 
@@ -173,24 +173,12 @@ class Ranks:
 
 def rank() -> int:
     """The rank of this process under torchrun; 0 without it."""
-    return _number("RANK") if _n_ranks() > 1 else 0
+    return torchrun_number("RANK") if _n_ranks() > 1 else 0
 
 
 def _n_ranks() -> int:
     is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} <= os.environ.keys()
-    return _number("WORLD_SIZE") if is_started else 1
-
-
-def _number(variable: str, default: str = "") -> int:
-    """What torchrun sets.
-
-    Raises:
-        InputError: it is no number.
-    """
-    value = os.environ.get(variable, default)
-    if not value.isdecimal():
-        raise InputError(f"the environment has {variable}={value!r}, which is no number", hint=f"unset {variable}")
-    return int(value)
+    return torchrun_number("WORLD_SIZE") if is_started else 1
 
 
 @cache
@@ -200,7 +188,7 @@ def joined() -> Ranks:
         return Ranks()
     from torch import distributed
 
-    local, n_local = _number("LOCAL_RANK", "0"), _number("LOCAL_WORLD_SIZE", "1")
+    local, n_local = torchrun_number("LOCAL_RANK", "0"), torchrun_number("LOCAL_WORLD_SIZE", "1")
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[local::n_local] or cores)

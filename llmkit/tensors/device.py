@@ -23,7 +23,7 @@ def torch_device(name: str) -> torch.device:
     `cuda` without a number is the first device, or under torchrun that of the local rank.
 
     Raises:
-        InputError: no name of a device.
+        InputError: no name of a device, or the local rank is no number.
         RequirementError: torch does not see this device.
     """
     if name == "auto":
@@ -41,13 +41,24 @@ def torch_device(name: str) -> torch.device:
         seen = f"{n} of them, cuda:0 to cuda:{n - 1}" if n else "no CUDA device"
         raise RequirementError(f"device {name!r} is not there: torch sees {seen}", hint="--device cpu")
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0")) % n
-        return torch.device("cuda", local if device.index is None else device.index)
+        return torch.device("cuda", torchrun_number("LOCAL_RANK", "0") % n if device.index is None else device.index)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises without a backend
         raise RequirementError(f"device {name!r} is not there for torch", hint="--device cpu") from error
     return device
+
+
+def torchrun_number(variable: str, default: str = "") -> int:
+    """A number that torchrun sets in the environment.
+
+    Raises:
+        InputError: it is no number.
+    """
+    value = os.environ.get(variable, default)
+    if not value.isdecimal():
+        raise InputError(f"the environment has {variable}={value!r}, which is no number", hint=f"unset {variable}")
+    return int(value)
 
 
 def device_named(name: str) -> str:

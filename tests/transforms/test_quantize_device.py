@@ -76,3 +76,14 @@ def test_a_device_that_is_not_there(monkeypatch, base, name, error, words):
         quantize(base, bits=4, device=name)
     assert refused.value.hint == "--device cpu"
     assert torch_device("auto").type == "cpu"
+
+
+def test_a_local_rank_that_is_no_number(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert str(torch_device("cuda")) == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    assert str(torch_device("cuda:0")) == "cuda:0"
+    with pytest.raises(InputError, match="the environment has LOCAL_RANK='x', which is no number"):
+        torch_device("cuda")
