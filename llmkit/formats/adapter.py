@@ -103,7 +103,7 @@ def from_peft(
             f"{label}: keys of {CONFIG_NAME} that are not known here and are not considered: {listing(unknown)}"
         )
     _refuse_empty(label, tensors)
-    modules, replacements, deltas = _sorted(label, config, tensors)
+    modules, replacements, deltas = _sorted(label, tensors)
     if not modules and not deltas and not (kind == "LN_TUNING" and replacements) and not _saves(config, replacements):
         raise empty_adapter(label, tensors)
     ranks = {m: r for m, parts in modules.items() if (r := _rank(parts) or _stated_rank(config, parts, m)) is not None}
@@ -142,7 +142,7 @@ def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:
 
 
 def _sorted(
-    label: str, config: Mapping[str, Any], tensors: Mapping[str, Lazy]
+    label: str, tensors: Mapping[str, Lazy]
 ) -> tuple[dict[str, dict[str, Lazy]], dict[str, Lazy], dict[str, Lazy]]:
     """Module parts, replacements by parameter path, and rows of trained tokens."""
     modules: dict[str, dict[str, Lazy]] = {}

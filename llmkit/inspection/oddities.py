@@ -17,9 +17,7 @@ from llmkit.tokenization.vocabulary import Vocabulary
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 
 
-def find_problems(
-    ckpt: Checkpoint, report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None
-) -> list[str]:
+def find_problems(report: Report | None, vocabulary: Vocabulary | None, n_rows: int | None) -> list[str]:
     """Contradictions: the model cannot be run as it is.
 
     Args:

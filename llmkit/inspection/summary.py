@@ -99,7 +99,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         trouble.append(error.message)
     parts = _parts(ckpt, floats, model, report)
     n_rows = embedding_rows(floats) if model is not None else None
-    problems = [*trouble, *find_problems(ckpt, report, vocabulary, n_rows)]
+    problems = [*trouble, *find_problems(report, vocabulary, n_rows)]
     oddities = [*unknown, *floats.warnings, *find_oddities(ckpt, report, vocabulary, n_rows)]
     dtypes: dict[str, int] = {}
     files: dict[str, int] = {}

@@ -99,7 +99,7 @@ def export(
     if unfed := unfed_inputs(graph, model):
         notes.append(f"for llmkit only: no other runtime feeds {listing(unfed, 2)} to the graph; no genai_config.json")
     else:
-        files["genai_config.json"] = FileContent.of_json(genai_config(ckpt, model, graph, chosen, provider))
+        files["genai_config.json"] = FileContent.of_json(genai_config(ckpt, model, chosen, provider))
     if sources:
         files |= _index(ckpt)
         notes.append(f"{len(linked)} tensors stay in {', '.join(sources)}, shared with the source")

@@ -30,9 +30,7 @@ def unfed_inputs(graph: onnx.ModelProto, model: Model) -> list[str]:
     return [name for name in names if name not in fed] or [n for n in cache if n not in names] or unlike
 
 
-def genai_config(
-    ckpt: Checkpoint, model: Model, graph: onnx.ModelProto, attention: str, provider: str = "cpu"
-) -> dict[str, Any]:
+def genai_config(ckpt: Checkpoint, model: Model, attention: str, provider: str) -> dict[str, Any]:
     """The contents of genai_config.json.
 
     The past buffer may be shared with the present one where GroupQueryAttention writes in place; the standard op

@@ -98,7 +98,7 @@ class _Decoder(StepRunner[Coded]):
         self.writer.open(step.name, step.nbytes or 0)
         with ThreadPoolExecutor(1) as hasher:
             position = 0
-            for view, chunk_done in _decoded_chunks(step, hasher):
+            for view, chunk_done in _decoded_chunks(step):
                 if self.stop.is_set():
                     return None
                 chunk_done(hasher.submit(meter.update, view))
@@ -168,9 +168,7 @@ class _Meter:
         return {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
 
 
-def _decoded_chunks(
-    coded: Coded, hasher: ThreadPoolExecutor
-) -> Iterator[tuple[memoryview, Callable[[Future[None]], None]]]:
+def _decoded_chunks(coded: Coded) -> Iterator[tuple[memoryview, Callable[[Future[None]], None]]]:
     """The decoded file in chunks, each with a function that takes the work to end before its memory is reused."""
     ring = [memoryview(bytearray(CHUNK_NBYTES)) for _ in range(_RING)]
     pending: list[Future[None] | None] = [None] * _RING

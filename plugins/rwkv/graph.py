@@ -80,7 +80,7 @@ def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: list[Any], real:
     decay, first = (weights.single(weights.value(name)) for name in ("decay", "first"))
     decay = g.op("Neg", g.op("Exp", decay))
     hidden = weights.model.dims.hidden
-    body = _body(g, decay, first, hidden)
+    body = _body(decay, first, hidden)
     *held, out = g.op(
         "Scan", *state, weights.single(k), weights.single(v), real,
         n=4, body=body, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1],
@@ -88,7 +88,7 @@ def _weighted_mean(g: Any, weights: Any, k: Any, v: Any, state: list[Any], real:
     return weights.computed(out), held
 
 
-def _body(outer: Any, decay: Any, first: Any, hidden: int) -> Any:
+def _body(decay: Any, first: Any, hidden: int) -> Any:
     """One token: (numerator, denominator, largest exponent, key, value, real) -> (the same three, the mean)."""
     from llmkit.onnx.graph import Graph
 

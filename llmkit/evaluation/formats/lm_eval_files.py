@@ -55,7 +55,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
         )
     }
     for bench in record.benches.values():
-        _add_bench(body, record, bench)
+        _add_bench(body, bench)
     for task, metrics in record.tasks.items():
         values = {k: v for k, v in metrics.items() if k not in ("version", "shots")}
         body["results"][task] = {"alias": task, **values}
@@ -85,7 +85,7 @@ def results_of(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _add_bench(body: dict[str, dict[str, Any]], record: RunRecord, bench: BenchResult) -> None:
+def _add_bench(body: dict[str, dict[str, Any]], bench: BenchResult) -> None:
     group, metadata = bench.bench.name, {"version": bench.task_version, "protocol": bench.protocol}
     rows: dict[str, tuple[str, Mapping[str, Mean]]] = {}
     if len(bench.subjects) > 1:

@@ -44,7 +44,7 @@ def extend_bytes(tokenizer: TokenizerFiles, entries: Sequence[Entry], added: Seq
 
     priority = by_rank(ranks)
     for token in wanted:
-        make_reachable(token, token, priority, ids, learn)
+        make_reachable(token, priority, ids, learn)
     if not all(apply_bpe(t, priority).parts == (t,) for t in new):
         raise RequirementError(f"{tokenizer.label}: some new tokens cannot be reached by merges")  # cannot happen
     n_between = len(new.keys() - set(wanted))

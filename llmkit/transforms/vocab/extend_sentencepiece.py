@@ -82,7 +82,7 @@ def extend_pieces(
                 n_between += left + right != entry.token
                 append(left + right, entry.score)
 
-            make_reachable(entry.token, entry.token, by_score(table), ids, learn)
+            make_reachable(entry.token, by_score(table), ids, learn)
         if entry.token not in ids:
             append(entry.token, entry.score)
     return _change(tokenizer, entries, pieces, table, rule, n_between, added)

@@ -11,19 +11,17 @@ _MAX_SEARCHED = 16
 
 
 def make_reachable(
-    token: str,
     symbols: Sequence[str],
     priority: Priority,
     vocabulary: Container[str],
     learn: Callable[[str, str], None],
 ) -> None:
-    """Learn merges until BPE makes one symbol of `symbols`.
+    """Learn merges until BPE makes one symbol of `symbols`, a token's characters.
 
     BPE is run again after each merge, so that what is learnt is what it will do. Merges learnt later come last in
     priority and cannot undo this: while a token is made, an earlier merge is always possible.
 
     Args:
-        symbols: the token's characters.
         vocabulary: tokens that exist; a merge that makes another one costs an id, and the fewest are made.
         learn: called with the two sides of a merge; must make `priority` know it, last in rank.
     """
