@@ -25,7 +25,8 @@ from llmkit.calibration.texts import CalibrationText
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import listing
 from llmkit.lazy_imports import torch
-from llmkit.pipeline.pool import all_cores, n_cores
+from llmkit.pipeline.cores import n_threads
+from llmkit.pipeline.pool import all_cores
 from llmkit.pipeline.progress import time_left
 from llmkit.pipeline.stage import BlockResult
 from llmkit.quantization.matrix import QuantizedMatrix
@@ -75,11 +76,13 @@ class CalibratedQuantizer:
             text += f"; without a scale, as nothing before them takes it off: {listing(unscaled)}"
         if self.ranks.n > 1:
             text += f"; {self.ranks.n} processes share the windows" + self._words_of_first_rank()
-        seconds = self._learning_flop() / (n_cores() * _FLOP_PER_S)
+        seconds = self._learning_flop() / (n_threads() * _FLOP_PER_S)
         if not seconds:
             return text
         took = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
-        return f"{text}; learning takes about {took} on {n_cores()} cores with bfloat16 products, else three times that"
+        return (
+            f"{text}; learning takes about {took} on {n_threads()} cores with bfloat16 products, else three times that"
+        )
 
     def _words_of_first_rank(self) -> str:
         """Words for the plan about work of the first process alone."""

@@ -192,5 +192,7 @@ def joined() -> Ranks:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[local::n_local] or cores)
+    if os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun says so where nobody has
+        del os.environ["OMP_NUM_THREADS"]
     distributed.init_process_group("gloo")
     return Ranks(distributed.get_rank(), distributed.get_world_size())

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from llmkit.cli.packages import installed_version, requirements, source
-from llmkit.errors import LlmkitError, PluginError
+from llmkit.errors import LlmkitError, PluginError, counted
 from llmkit.lazy_imports import torch
-from llmkit.pipeline.pool import n_cores
+from llmkit.pipeline.cores import n_cores
 from llmkit.tensors.spec import format_bytes
 from llmkit.version import __version__
 
@@ -110,9 +110,10 @@ def _torch() -> Iterator[Diagnosis]:
     cores = n_cores()
     n_threads = torch.get_num_threads()
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    yield Diagnosis("torch", "ok", f"{torch.__version__} ({build} build), {n_threads} threads on {cores} cores")
+    words = f"{counted(n_threads, 'thread')} on {counted(cores, 'core')}"
+    yield Diagnosis("torch", "ok", f"{torch.__version__} ({build} build), {words}")
     if n_threads > cores:
-        yield Diagnosis("threads", "note", f"{n_threads} threads on {cores} cores", f"export OMP_NUM_THREADS={cores}")
+        yield Diagnosis("threads", "note", words, f"export OMP_NUM_THREADS={cores}")
     if torch.version.cuda and not torch.cuda.is_available():
         yield Diagnosis(
             "gpu",

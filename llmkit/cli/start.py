@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from llmkit.cli.interrupts import Interrupted, terminable
 from llmkit.lazy_imports import uninterrupted
+from llmkit.pipeline.cores import limit_threads
 
 
 def run() -> NoReturn:
@@ -13,6 +14,7 @@ def run() -> NoReturn:
     with terminable():
         try:
             with uninterrupted():
+                limit_threads()
                 from llmkit.cli import app
         except KeyboardInterrupt:
             raise SystemExit(app.report_interrupt(Interrupted(is_resumable=False))) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -10,18 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from llmkit.lazy_imports import torch
+from llmkit.pipeline.cores import n_cores, n_threads
 from llmkit.tensors.stopped import IsStopped, stop_of_thread, stoppable, take_over
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _N_AT_A_TIME = 4  # each has its own activations
-
-
-def n_cores() -> int:
-    """The cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)  # macOS has none
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 @contextmanager
@@ -36,8 +30,11 @@ def torch_threads(n: int) -> Iterator[None]:
 
 
 def all_cores() -> AbstractContextManager[None]:
-    """Inside, torch uses every core: for a step that dominates the run (the runner gives each step one thread)."""
-    return torch_threads(n_cores())
+    """Inside, torch uses every core, or as many as OMP_NUM_THREADS says: for a step that dominates the run.
+
+    The runner gives each step one thread.
+    """
+    return torch_threads(n_threads())
 
 
 @contextmanager

@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 
-from llmkit.pipeline.pool import n_cores
+import pytest
+import torch
+
+from llmkit.pipeline.cores import limit_threads, n_cores, quota
+from llmkit.pipeline.pool import all_cores
 
 AS_WINDOWS = """
 import sys
@@ -32,6 +36,43 @@ def test_cores_where_no_process_is_bound_to_some(monkeypatch):
     assert n_cores() == 3
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert n_cores() == 1
+
+
+VERSION_2 = {"proc/self/cgroup": "0::/pod/llm\n", "sys/fs/cgroup/pod/cpu.max": "150000 100000\n"}
+VERSION_1 = {
+    "proc/self/cgroup": "9:name=systemd:/\n4:cpu,cpuacct:/docker/1\n0::/\n",
+    "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",  # a container sees its own group as the root
+    "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (VERSION_2, 2),
+        (VERSION_2 | {"sys/fs/cgroup/pod/llm/cpu.max": "max 100000\n"}, 2),
+        (VERSION_2 | {"sys/fs/cgroup/pod/llm/cpu.max": "50000 100000\n"}, 1),
+        (VERSION_1, 4),
+        (VERSION_1 | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "no such form\n"}, None),
+        ({}, None),
+    ],
+)
+def test_cores_that_a_control_group_gives(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert quota(tmp_path) == expected
+
+
+def test_threads_are_as_many_as_omp_num_threads_says(monkeypatch):
+    for said, expected in (("3", 3), ("2,1", 2), ("0", n_cores()), ("many", n_cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        limit_threads()
+        assert os.environ["OMP_NUM_THREADS"] == said
+        with all_cores():
+            assert torch.get_num_threads() == expected
 
 
 def test_files_are_synced_without_fdatasync():
