@@ -18,7 +18,7 @@ from llmkit.onnx.opening import load_onnx
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu)")
 pytestmark = pytest.mark.slow
-N_TOKENS = 32
+N_TOKENS = 16
 
 
 @pytest.fixture(scope="module", params=["gqa", "attention"])
