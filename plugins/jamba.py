@@ -1,15 +1,18 @@
 """Jamba: Mamba in most layers, attention without positions in a few, experts in every other (arXiv:2403.19887)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from llmkit.architecture.architecture import Architecture, Dims
+from llmkit.architecture.architecture import Architecture
 from llmkit.architecture.experts import Experts, Router
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, GatedMLP, GroupedQuery, NoPositions, PerLayer, RMSNorm
 from llmkit.architecture.mamba import SelectiveScan, scan_sizes
-from llmkit.architecture.names import Names, linears
+from llmkit.architecture.names import linears
 
+from .bamba import ARCHITECTURE as BAMBA
+from .bamba import SLOTS
 from .jamba_gguf import GGUF
 
 _NORM = RMSNorm(eps=Key("rms_norm_eps", 1e-6))
@@ -51,12 +54,8 @@ ARCHITECTURE = Architecture(
     releases=("Jamba v0.1, 1.5, 1.6, Reasoning 3B",),
     matches=("JambaForCausalLM",),
     model_types=("jamba",),
-    dims=Dims(
-        hidden=Key("hidden_size", 4096),
-        layers=Key("num_hidden_layers", 32),
-        heads=Key("num_attention_heads", 32),
-        kv_heads=Computed(lambda config: config.get("num_key_value_heads", 8)),
-        ffn=Key("intermediate_size", 14336),
+    dims=replace(
+        BAMBA.dims,
         vocab=Key("vocab_size", 65536),
         extra=scan_sizes(
             Computed(_inner), rank="mamba_dt_rank", state=Key("mamba_d_state", 16), kernel=Key("mamba_d_conv", 4)
@@ -68,21 +67,15 @@ ARCHITECTURE = Architecture(
         *("output_router_logits", "num_experts*", "mamba_*"),
     ),
     gguf=GGUF,
-    names=Names(
-        embed="model.embed_tokens",
-        final_norm="model.final_layernorm",
-        head="lm_head",
-        block="model.layers.{i}.",
+    names=replace(
+        BAMBA.names,
         slots={
-            "attn_norm": "input_layernorm",
-            **linears("attn", "self_attn", "qkvo"),
+            **SLOTS,
             **linears("attn", "mamba", ("in", "x", "dt", "out")),
             **{f"attn.{part}_norm": f"mamba.{part}_layernorm" for part in ("dt", "b", "c")},
             "attn.conv": "mamba.conv1d",
             "attn.a_log": "mamba.A_log",
             "attn.d": "mamba.D",
-            "mlp_norm": "pre_ff_layernorm",
-            **linears("mlp", "feed_forward"),
             "mlp.router": "feed_forward.router",
             **linears("mlp.experts.{e}", "feed_forward.experts.{e}"),
         },

@@ -1,6 +1,7 @@
 """Mamba 2: layers whose heads have one decay each (Dao & Gu 2024, arXiv:2405.21060)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmkit.architecture.architecture import DERIVED, Architecture, Dims
@@ -8,11 +9,10 @@ from llmkit.architecture.gguf import GgufFamily, Metadata
 from llmkit.architecture.keys import Computed, Key
 from llmkit.architecture.kinds import Block, NoPositions, RMSNorm
 from llmkit.architecture.mamba import MixerOnly, NoMLP, StateSpaceDuality, duality_sizes, step_limit
-from llmkit.architecture.names import Names
 from llmkit.errors import SpecError
 
 from . import ssm_gguf
-from .mamba import KEYS, TRAINING
+from .mamba import KEYS, MAMBA, TRAINING
 
 MIXER = {
     "in": "in_proj", "conv": "conv1d", "dt_bias": "dt_bias", "a_log": "A_log", "d": "D", "norm": "norm",
@@ -80,12 +80,8 @@ ARCHITECTURE = Architecture(
         write=lambda model, _: {**ssm_gguf.WITHOUT_ATTENTION, **ssm_gguf.sizes(model)},
     ),
     unadapted=("out_proj",),
-    names=Names(
-        embed="backbone.embeddings",
-        final_norm="backbone.norm_f",
-        head="lm_head",
-        block="backbone.layers.{i}.",
-        slots={"attn_norm": "norm", **{f"attn.{slot}": f"mixer.{name}" for slot, name in MIXER.items()}},
+    names=replace(
+        MAMBA.names, slots={"attn_norm": "norm", **{f"attn.{slot}": f"mixer.{name}" for slot, name in MIXER.items()}}
     ),
     # One group: transformers 4.57 norms all of them together, where the original norms each.
     tiny={
