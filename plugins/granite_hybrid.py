@@ -64,7 +64,7 @@ GRANITE_MOE_HYBRID = replace(
     when=lambda config: bool(config.get("num_local_experts", 8)),
     dims=replace(DIMS, extra={"shared_ffn": _SHARED_WIDTH, **_SIZES}),
     block=_layers(replace(EXPERTS, shared="shared_ffn")),
-    names=replace(NAMES, slots={**GRANITE_MOE_SHARED.names.slots, **_SLOTS}),
+    names=replace(GRANITE_MOE_SHARED.names, slots={**GRANITE_MOE_SHARED.names.slots, **_SLOTS}),
     gguf=hybrid_gguf.GRANITE_MOE,
     fixed={},
     unused=(

@@ -28,6 +28,7 @@ _SLOTS = {
     "mlp.experts.gate_up": Stacked("block_sparse_moe.input_linear", ("gate", "up"), weight=".weight"),
     "mlp.experts.down": Stacked("block_sparse_moe.output_linear", ("down",), weight=".weight"),
 }
+_IN_MEMORY = {"block_sparse_moe.router.layer": "block_sparse_moe.router"}  # since transformers 5
 _SHARED: dict[str, Entry] = {
     "mlp.shared.gate_up": Fused("shared_mlp.input_linear", ("gate", "up")),
     "mlp.shared.down": "shared_mlp.output_linear",
@@ -61,7 +62,7 @@ GRANITE_MOE = replace(
     matches=("GraniteMoeForCausalLM",),
     model_types=("granitemoe",),
     block=replace(BLOCK, mlp=EXPERTS),
-    names=replace(NAMES, slots=_SLOTS),
+    names=replace(NAMES, slots=_SLOTS, in_memory=_IN_MEMORY),
     gguf=_GGUF,
     fixed={"position_embedding_type": "rope"},  # transformers 4 writes it
     unused=("router_aux_loss_coef", "output_router_logits", "mlp_bias"),
@@ -76,7 +77,7 @@ GRANITE_MOE_SHARED = replace(
     model_types=("granitemoeshared",),
     dims=replace(DIMS, extra={"shared_ffn": Computed(lambda config: lookup(_SHARED_WIDTH, config) or 1)}),
     block=replace(BLOCK, mlp=Computed(_with_shared)),
-    names=replace(NAMES, slots={**_SLOTS, **_SHARED}),
+    names=replace(NAMES, slots={**_SLOTS, **_SHARED}, in_memory=_IN_MEMORY),
     gguf=replace(
         _GGUF,
         write=lambda model, config: {

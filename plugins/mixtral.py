@@ -42,6 +42,7 @@ ARCHITECTURE = Architecture(
             "mlp.experts.{e}.down": "block_sparse_moe.experts.{e}.w2",
         },
         respelled={".gate_proj.": ".w1.", ".up_proj.": ".w3.", ".down_proj.": ".w2."},  # llm-compressor 0.14
+        in_memory={"block_sparse_moe.gate": "mlp.gate"},  # since transformers 5
     ),
     gguf=GgufFamily(  # as Llama's files, with experts
         "llama",

@@ -16,7 +16,7 @@ from llmkit.checkpoint.checkpoint import open_checkpoint
 from llmkit.errors import RequirementError, SpecError
 from llmkit.tensors.lazy import Apply
 from llmkit.tensors.source import SourceFile
-from llmkit.transforms.lora import combine, merge, open_adapter
+from llmkit.transforms.lora import combine, extract, merge, open_adapter
 
 warnings.filterwarnings("ignore", module="peft")
 
@@ -52,8 +52,8 @@ KINDS = {
 }  # fmt: skip
 
 
-def tiny(name):
-    config, extra = FAMILIES[name]
+def tiny(name, families=FAMILIES):
+    config, extra = families[name]
     torch.manual_seed(0)
     made = getattr(transformers, config)(**{**SIZES, **extra})
     return world.spread(transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval())
@@ -141,3 +141,39 @@ def test_experts_that_an_adapter_leaves_alone_are_copied(storage, tmp_path, monk
     assert [name for name, want in before.items() if not torch.equal(found[name], want)] == []
     if storage == "stacked":
         assert n_read[0] == sum(t.nbytes for t in before.values())  # each row once
+
+
+_ROUTED = {
+    **FAMILIES,
+    "phimoe": ("PhimoeConfig", {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "minimax_m2": ("MiniMaxM2Config", {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "granitemoe": ("GraniteMoeConfig", {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {"num_local_experts": 3, "num_experts_per_tok": 2, "layer_types": ["attention"] * 2, "mamba_n_heads": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _ROUTED)
+def test_a_router_that_was_trained_whole_has_another_name_in_files(name, tmp_path):
+    """Mixtral's files say block_sparse_moe.gate, transformers 5 and with it PEFT say mlp.gate."""
+    model = tiny(name, _ROUTED)
+    routers = {n.rpartition(".")[2] for n, m in model.named_modules() if "router" in type(m).__name__.lower()}
+    routers |= {n.rpartition(".")[2] for n, m in model.named_modules() if "gating" in type(m).__name__.lower()}
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=sorted(routers))
+    world.train(model, config, tmp_path / "a")
+    base = world.save_base(model, tmp_path / "base", torch.float32)
+    expected = merged_by_peft(base, tmp_path / "a", torch.float32, tmp_path / "peft")
+    ckpt = world.open_base(base)
+    found = merge(ckpt, [open_adapter(tmp_path / "a")])
+    for tensor_name, want in expected.items():
+        torch.testing.assert_close(found.tensors[tensor_name].load(), want, atol=2e-6, rtol=0)
+    routed = [n for n in expected if not torch.equal(expected[n], ckpt.tensors[n].load()) and "q_proj" not in n]
+    assert routed
+
+    if ckpt.architecture is not None:  # and an extraction names it so that PEFT finds it
+        save(extract(ckpt, open_checkpoint(tmp_path / "peft"), rank=32), tmp_path / "again")
+        again = merged_by_peft(base, tmp_path / "again", torch.float32, tmp_path / "peft again")
+        for tensor_name in routed:
+            torch.testing.assert_close(again[tensor_name], expected[tensor_name], atol=0, rtol=0)
