@@ -102,8 +102,10 @@ def from_peft(
         warnings.append(
             f"{label}: keys of {CONFIG_NAME} that are not known here and are not considered: {listing(unknown)}"
         )
-    _refuse_empty(label, tensors)
     modules, replacements, deltas = _sorted(label, tensors)
+    pruned = {m: modules.pop(m) for m in [m for m, parts in modules.items() if _is_of_rank_zero(parts)]}
+    of_pruned = {id(lazy) for parts in pruned.values() for lazy in parts.values()}
+    _refuse_empty(label, {name: lazy for name, lazy in tensors.items() if id(lazy) not in of_pruned})
     if not modules and not deltas and not (kind == "LN_TUNING" and replacements) and not _saves(config, replacements):
         raise empty_adapter(label, tensors)
     ranks = {m: r for m, parts in modules.items() if (r := _rank(parts) or _stated_rank(config, parts, m)) is not None}
@@ -117,7 +119,7 @@ def from_peft(
         replacements,
         {m: (_token_ids(label, config, m, t), t) for m, t in deltas.items()},
         folder,
-        notes=tuple(_base_notes(label, config)),
+        notes=(*_base_notes(label, config), *_pruned_notes(label, pruned)),
         warnings=tuple(warnings),
     )
 
@@ -127,6 +129,17 @@ def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
     named = rules.saved_modules(config)
     modules = [name.rpartition(".")[0] for name in replacements]
     return bool(modules) and all(any(m == n or m.endswith(f".{n}") for n in named) for m in modules)
+
+
+def _is_of_rank_zero(parts: Mapping[str, Lazy]) -> bool:
+    """Whether AdaLoRA pruned all of a module's update: A is [0, in], B [out, 0]. A shard that is missing is [0]."""
+    a, b = (parts[part].shape if part in parts else () for part in _PAIRS[0])
+    return len(a) == len(b) == 2 and a[0] == b[1] == 0 < min(a[1], b[0])
+
+
+def _pruned_notes(label: str, pruned: Mapping[str, object]) -> Iterable[str]:
+    if pruned:
+        yield f"{label}: the update of {listing(pruned, 3)} has rank 0: nothing is left of it"
 
 
 def _refuse_empty(label: str, tensors: Mapping[str, Lazy]) -> None:

@@ -20,10 +20,10 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint  # noqa: E4
 VOCAB = 72
 
 
-def llama(*, tied: bool = False, biased: bool = False, vocab: int = VOCAB, seed: int = 0) -> Any:
+def llama(*, tied: bool = False, biased: bool = False, vocab: int = VOCAB, layers: int = 2, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocab, hidden_size=32, intermediate_size=80, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied, attention_bias=biased, mlp_bias=biased, pad_token_id=0,
     )  # fmt: skip
     return spread(LlamaForCausalLM(config).eval())

@@ -98,15 +98,17 @@ def test_conv1d_equals_peft(kind, tmp_path):
 
 def test_adalora_of_pruned_ranks_scales_as_in_training(tmp_path):
     """PEFT keeps the rank before pruning in the divisor; the ranks that are left are those of the tensors."""
-    model = world.llama()
+    model = world.llama(layers=3)
     base = world.save_base(model, tmp_path / "base")
     config = AdaLoraConfig(init_r=6, target_r=3, lora_alpha=7, total_step=10, target_modules=["q_proj"])
     pattern = {f"model.layers.{i}.self_attn.q_proj.lora_E": [True, False, True, i == 1, False, True] for i in range(2)}
+    pattern["model.layers.2.self_attn.q_proj.lora_E"] = [False] * 6
     live = world.train(model, config, tmp_path / "whole")
     live.peft_config["default"].rank_pattern = {k.replace("lora_E", "lora_E.default"): v for k, v in pattern.items()}
     live.save_pretrained(tmp_path / "adapter")
     adapter = open_adapter(tmp_path / "adapter")
     assert sorted(adapter.ranks.values()) == [3, 4]
+    assert any("model.layers.2.self_attn.q_proj has rank 0" in note for note in adapter.notes)
     expected = world.peft_merge(base, tmp_path / "adapter", torch.float32)
     for name, tensor in world.loaded(merge(world.open_base(base), [adapter])).items():
         assert (tensor - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name

@@ -18,6 +18,7 @@ from llmkit.tensors.equality import are_equal
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.spec import DType, TensorSpec
 from llmkit.transforms.lora import arithmetic
+from llmkit.transforms.lora.completeness import missing_parts
 from llmkit.transforms.lora.folded import fold_bias, fold_scale, missing_biases
 from llmkit.transforms.lora.names import OTHER_BASE, Paths
 from llmkit.transforms.lora.parameters import Update, parameter_updates, targets_of, unwrapped
@@ -63,12 +64,14 @@ class Application:
         self._paths = Paths(ckpt, self._embeddings, [*adapter.modules, *adapter.tokens, *replaced])
         if self._paths.note:
             self.notes.append(self._paths.note)
+        layers = {name.rpartition(".")[0] for name, slot in self._slots.items() if not slot.is_optional}
+        incomplete = missing_parts(adapter, self._paths, self._embeddings, layers or self._paths.modules, force=force)
         plan = plan_embeddings(ckpt, adapter, self._embeddings, self._paths, force=force)
         self.adapter, self.tensors, self.files = plan.adapter, plan.tensors, plan.files
         self._has_targets = bool(self.adapter.config.get("target_parameters"))
         self.n_rows, self.unties = plan.n_rows, plan.unties
         self.notes += plan.notes
-        self.warnings = plan.warnings
+        self.warnings = [*incomplete, *plan.warnings]
 
     def run(self) -> dict[str, Lazy]:
         """Everything the adapter does: whole tensors first, then trained rows, then updates.

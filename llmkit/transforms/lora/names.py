@@ -77,6 +77,16 @@ class Paths:
             return next((other for other in spellings(path) if other in self._modules), path)
         return self._rename(path, self._change)
 
+    @property
+    def modules(self) -> Sequence[str]:
+        """The modules of the base."""
+        return list(self._modules)
+
+    def named(self, end: str) -> list[str]:
+        """The modules of the base that an entry of `modules_to_save` means: PEFT compares ends of names."""
+        stored = self._in_files.get(end, end)
+        return [module for module in self._modules if module.endswith((end, stored))]
+
     def missing(self, label: str, path: str, what: str) -> SpecError:
         """The error for a module that the base does not have."""
         leaf = path.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
