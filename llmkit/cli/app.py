@@ -47,7 +47,7 @@ from llmkit.cli import (
 from llmkit.cli.command import PipeClosed
 from llmkit.cli.environment_errors import WAY_OUT, as_refusal, check_arguments, hint_of
 from llmkit.cli.interrupts import Interrupted, heard, is_ending, is_heard, terminable
-from llmkit.cli.output import AnswerLost, Mode, Output
+from llmkit.cli.output import AnswerLost, Mode, Output, drop_stdout
 from llmkit.cli.terminal import open_streams
 from llmkit.errors import LlmkitError, nearest
 from llmkit.version import __version__
@@ -136,10 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _guarded(args, out)
     except (BrokenPipeError, PipeClosed):
-        _drop_stdout()
+        drop_stdout()
         return 0
     except OSError as error:  # stdout or stderr cannot be written, so there is nowhere else to say it
-        _drop_stdout()
+        drop_stdout()
         with contextlib.suppress(OSError, ValueError):
             Output().error("output", f"cannot write the answer: {error.strerror or error}", WAY_OUT)
         return EXIT_USAGE
@@ -151,7 +151,10 @@ def _guarded(args: Sequence[str], out: Output) -> int:
         code = _commands().main(args=args, prog_name="llmkit", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what Typer makes of Ctrl-C before the command begins
             raise KeyboardInterrupt
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has enough; the code stands
+            drop_stdout()
         return code if isinstance(code, int) else 0
     except LlmkitError as error:
         if is_heard():
@@ -263,8 +266,3 @@ def _show_stack_if_debugging() -> None:
         import traceback
 
         traceback.print_exc()
-
-
-def _drop_stdout() -> None:
-    """Replace stdout, whose reader has gone, so that flushing it at exit raises nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

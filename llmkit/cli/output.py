@@ -193,7 +193,9 @@ class Output:
                 if flush:
                     sys.stdout.flush()
         except BrokenPipeError:
-            raise
+            if flush:  # of a text that is streamed nobody wants the rest
+                raise
+            drop_stdout()  # the reader has enough of the answer; whether it is no, the exit code tells
         except OSError as error:
             raise AnswerLost(error.errno, error.strerror) from error
 
@@ -204,6 +206,11 @@ class Output:
         with suppress(OSError), self.status_line.writing():  # nobody listens; the exit code tells
             sys.stderr.write(clean(text).replace("\n", "\n  ") + "\n")
             sys.stderr.flush()
+
+
+def drop_stdout() -> None:
+    """Replace stdout, whose reader has gone, so that writing and flushing it at exit raise nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _is_terminal() -> bool:

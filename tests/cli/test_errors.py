@@ -241,6 +241,21 @@ def test_a_closed_pipe_is_quiet(tiny):
     assert err == b""
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "line by line"])
+@pytest.mark.parametrize("mode", [[], ["--json"]], ids=["human", "json"])
+def test_an_answer_that_is_no_is_so_without_a_reader(tiny, tmp_path, mode, unbuffered):
+    """`llmkit verify OUT | head -1` under `pipefail`: the reader takes what it wants, and the code stays 1."""
+    assert subprocess.run([*LLMKIT, "convert", tiny, "--to", "hf", "-o", tmp_path / "out", "-q"]).returncode == 0
+    (tmp_path / "out" / "config.json").write_text("{}")
+    command = [*LLMKIT, "verify", str(tmp_path / "out"), *mode]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, **pipes) as done:
+        done.stdout.close()
+        err = done.stderr.read().decode()
+        assert done.wait() == 1
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("args", "option"),
     [
