@@ -62,6 +62,8 @@ def head_and_embedding_recipe(
         if bits is None:
             continue
         if option == "head" and embeddings.is_tied:
+            if bits == embedding_bits:
+                continue
             raise SpecError(
                 f"{ckpt.label}: --head-bits {bits}: its head is its embedding, one matrix ({embeddings.embed})",
                 hint=f"--embedding-bits {bits} is for both, where the format can hold an embedding (--format gguf)",
@@ -168,7 +170,9 @@ def _without_groups(weights: Mapping[str, Lazy], schemes: Mapping[str, Scheme]) 
 
 
 def _completed(scheme: Scheme, usual: Scheme) -> Scheme:
-    """The scheme with its missing settings filled in from the usual grid."""
+    """The scheme with its missing settings filled in from the usual grid; with the same bits and no more, that grid."""
+    if scheme == Scheme(usual.bits):
+        return usual
     size = usual.group_size if scheme.group_size is None else scheme.group_size
     return replace(scheme, group_size=size, symmetric=usual.symmetric if scheme.symmetric is None else scheme.symmetric)
 

@@ -162,6 +162,7 @@ WAYS = {
     "int4": {"bits": 4, "symmetric": True, "group_size": "channel"},
     "int4 with zero points": {"bits": 4, "symmetric": False, "group_size": "channel"},
     "int8": {"bits": 8, "symmetric": True, "group_size": "channel"}, "fp8": {"bits": 8, "type": "fp8"},
+    "int8 inputs": {"bits": 8, "activations": "int8"},
 }  # fmt: skip
 
 

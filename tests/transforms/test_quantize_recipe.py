@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import llmkit
 from llmkit.checkpoint.quantized import dequantized
 from llmkit.errors import InputError, SpecError
 from llmkit.quantization.matrix import Grid, matrix_of
+from llmkit.quantization.points import FP8
 from llmkit.transforms.quantize import quantize
 from llmkit.transforms.recipe import FLOAT, Scheme, read_recipe
 from llmkit.transforms.schemes import head_and_embedding_recipe
@@ -38,6 +40,10 @@ def grids(folder):
     restored = dequantized(llmkit.open_checkpoint(folder))
     found = {name.removesuffix(".weight"): matrix_of(lazy) for name, lazy in restored.tensors.items()}
     return {name: matrix.grid for name, matrix in found.items() if matrix is not None}
+
+
+def matrix_of_module(ckpt, module):
+    return matrix_of(dequantized(ckpt).tensors[f"{module}.weight"])
 
 
 def test_transformers_loads_a_mix_and_computes_what_we_restore(tmp_path, model, recipe):
@@ -100,6 +106,31 @@ def test_head_and_embedding_by_their_bits(tmp_path, model):
     tied = llmkit.open_checkpoint(tmp_path / "tied")
     with pytest.raises(SpecError, match="its head is its embedding"):
         head_and_embedding_recipe(tied, head_bits=8, embedding_bits=None)
+    assert head_and_embedding_recipe(tied, head_bits=8, embedding_bits=8) == {"model.embed_tokens.weight": Scheme(8)}
+
+
+def test_bits_alone_are_of_the_type_that_all_others_have(model):
+    """As the options say: fp8 is what 8 bits are there; a group size asks for integers."""
+    recipe = {"lm_head": Scheme(8), "*.v_proj": Scheme(8, 32), "*.k_proj": Scheme(4)}
+    made = quantize(model, bits=8, type="fp8", recipe=recipe, method="rtn")
+    assert matrix_of_module(made, "lm_head").grid == Grid(8, None, True, FP8)
+    assert matrix_of_module(made, "model.layers.0.self_attn.v_proj").grid == Grid(8, 32, True)
+    assert matrix_of_module(made, "model.layers.0.self_attn.k_proj").grid.bits == 4
+    assert matrix_of_module(made, "model.layers.0.self_attn.q_proj").grid == Grid(8, None, True, FP8)
+
+
+def test_that_transformers_rounds_inputs_beside_other_grids_is_said(tmp_path, model):
+    """Float8 layers alone have their weights restored; beside others their inputs are rounded, too."""
+    alone = quantize(model, bits=8, type="fp8", method="rtn")
+    mixed = quantize(model, bits=8, type="fp8", recipe={"*.down_proj": Scheme(4, 32)}, method="rtn")
+    for made, is_rounded in ((alone, False), (mixed, True)):
+        folder = tmp_path / f"q{is_rounded}"
+        llmkit.save(made, folder)
+        llmkit.save(dequantized(llmkit.open_checkpoint(folder)), tmp_path / f"floats{is_rounded}")
+        apart = (hf_logits(folder) - hf_logits(tmp_path / f"floats{is_rounded}")).abs().max()
+        if int(transformers.__version__[0]) >= 5:
+            assert bool(apart > 1e-3) is is_rounded
+        assert any("rounds the inputs of fp8 layers" in note for note in made.notes) is is_rounded
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,11 @@ class CompressedTensors(FolderCodec):
         if len(of_experts) > 1:
             words = " and ".join(sorted(map(str, of_experts)))
             notes.append(f"transformers 5 reads all experts by one grid, and these have {words}: llmkit reads them")
+        if len(grids) > 1 and any(grid.points is FP8 for grid in grids):
+            notes.append(
+                "transformers 5 rounds the inputs of fp8 layers to float8, too, where others have another grid; "
+                "llmkit does not"
+            )
         if len(grids) > 1 and any(not grid.is_symmetric for grid in grids):
             notes.append("transformers 5 loads several grids without zero points only (--symmetric); llmkit loads both")
         elif any(not matrices[name].grid.is_symmetric for name in experts if name in matrices):
@@ -301,7 +306,10 @@ class _Int8Inputs(CompressedTensors):
         return {"weight": to_signed(matrix.codes), "weight_scale": matrix.scales}
 
     def notes(self, matrices: Mapping[str, QuantizedMatrix], experts: Collection[str] = ()) -> list[str]:
-        return ["transformers and llmkit restore the weights; inputs are rounded by engines with kernels for it (vLLM)"]
+        notes = ["transformers and llmkit restore weights; inputs are rounded by engines with kernels for it (vLLM)"]
+        if any(name in matrices for name in experts):
+            notes.append("transformers 5 does not read int8 of experts that is not packed; llmkit and vLLM read it")
+        return notes
 
 
 @lru_cache  # there may be thousands of experts, all of one shape
