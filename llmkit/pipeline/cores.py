@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 _THREADS = "OMP_NUM_THREADS"  # torch, MKL and others heed it when they are loaded
+_MOST = "OMP_THREAD_LIMIT"  # torch does not: it takes more, OpenMP does not start them, oneDNN misses what they compute
 
 
 def n_cores() -> int:
@@ -18,9 +19,9 @@ def n_cores() -> int:
 
 
 def n_threads() -> int:
-    """Of a step that dominates the run: what OMP_NUM_THREADS says, else one for each core."""
-    first = os.environ.get(_THREADS, "").split(",")[0].strip()  # the others are of nested threads
-    return int(first) if first.isdecimal() and int(first) > 0 else n_cores()
+    """Of a step that dominates the run: what OMP_NUM_THREADS says, else one a core; as OMP_THREAD_LIMIT allows."""
+    wanted = _stated(_THREADS) or n_cores()
+    return min(wanted, _stated(_MOST) or wanted)
 
 
 def limit_threads() -> None:
@@ -29,9 +30,14 @@ def limit_threads() -> None:
     Threads beyond the quota wait for each other: a product then takes many times as long. To be called before they are
     imported.
     """
-    limit = quota()
-    if limit is not None and _THREADS not in os.environ:
-        os.environ[_THREADS] = str(n_cores())
+    if (quota() is not None or _stated(_MOST)) and _THREADS not in os.environ:
+        os.environ[_THREADS] = str(n_threads())
+
+
+def _stated(name: str) -> int | None:
+    """The number in a variable of OpenMP's; None where there is none that counts."""
+    first = os.environ.get(name, "").split(",")[0].strip()  # the others are of nested threads
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def quota(root: Path = Path("/")) -> int | None:

@@ -67,12 +67,26 @@ def test_cores_that_a_control_group_gives(tmp_path, files, expected):
 
 
 def test_threads_are_as_many_as_omp_num_threads_says(monkeypatch):
+    monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
     for said, expected in (("3", 3), ("2,1", 2), ("0", n_cores()), ("many", n_cores())):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
         limit_threads()
         assert os.environ["OMP_NUM_THREADS"] == said
         with all_cores():
             assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("", 3), ("2", 2), ("8", 3), ("0", 3), ("many", 3)])
+def test_torch_gets_no_more_threads_than_openmp_starts(monkeypatch, limit, expected):
+    """With two threads of which one is never started, oneDNN computes half of a product and reports no error."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with all_cores():
+        assert torch.get_num_threads() == expected
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads()
+    if expected == 2:  # else control groups may say something
+        assert os.environ["OMP_NUM_THREADS"] == str(min(2, n_cores()))
 
 
 def test_files_are_synced_without_fdatasync():
