@@ -25,6 +25,7 @@ class StoredQuantizer:
 
     def __init__(self, ckpt: Checkpoint, statistics: StoredStatistics, *, outside: Method | None = None) -> None:
         self._slots, self.statistics, self._outside = ckpt.require_model().tensors(), statistics, outside
+        self._unknown: dict[str, None] = {}  # matrices in the blocks, quantized without statistics
 
     @property
     def default_method(self) -> str:
@@ -44,8 +45,9 @@ class StoredQuantizer:
         return {**self.statistics.about, "statistics": self.statistics.label}
 
     def words(self) -> str:
-        """The file, for the plan."""
-        return f"with the statistics of {self.statistics.label}"
+        """The file, and which of the matrices so far it does not tell of, for the plan."""
+        gap = self.statistics.gap(list(self._unknown))
+        return f"with the statistics of {self.statistics.label}" + (f", which {gap}" if gap else "")
 
     def changed(self) -> dict[str, Lazy]:
         """No other tensor changes."""
@@ -96,5 +98,7 @@ class StoredQuantizer:
                 f"{method.name} needs",
                 hint="llmkit quantize observe MODEL --moments -o FILE.safetensors measures them; or take --method mse",
             )
+        if not known and slot.layer is not None:
+            self._unknown[task.name] = None
         used = {name: lazy for name, lazy in known.items() if name in method.needs | method.uses}
         return quantized(task, used or None, self.statistics.tokens(slot))

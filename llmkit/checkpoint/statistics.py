@@ -8,7 +8,7 @@ tokens that were seen, and which text. An importance matrix names tensors as GGU
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,13 @@ class StoredStatistics:
     def tokens(self, slot: Slot) -> float:
         """What the sums are divided by for a mean; 0 where nothing is known."""
         return next((self.n_tokens[part.id] for part in slot.parts if part.id in self.n_tokens), 0)
+
+    def gap(self, names: Sequence[str]) -> str:
+        """That the file knows nothing of the inputs of some matrices, in words; empty for none."""
+        if not names:
+            return ""
+        what = f"of {listing(names, 2)}" if len(names) < 3 else f"of {len(names)} matrices ({listing(names, 1)})"
+        return f"tells nothing of the inputs {what}: all of them count alike"
 
     def attrs(self) -> dict[str, Any]:
         """Plain data, for the history."""

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from llmkit.architecture.registry import default_registry
-from llmkit.checkpoint.statistics import open_statistics
+from llmkit.architecture.slots import Slot
+from llmkit.calibration.stored import StoredQuantizer
+from llmkit.checkpoint.statistics import gguf_spelling, open_statistics
 from llmkit.decoder.contract import random_checkpoint
 from llmkit.errors import InputError, LlmkitError, RequirementError, SpecError
+from llmkit.transforms.convert import gguf
+from llmkit.transforms.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import imatrix_world as world
@@ -54,6 +58,26 @@ def test_importance_by_names_of_gguf_reaches_the_stored_weights(files, made, fam
     other = ckpt.require_model().slots["layers.0.attn.o.weight"]
     assert found.of(other) is None
     assert not found.known(other)
+
+
+@pytest.mark.parametrize("way", ["folder", "gguf"])
+def test_matrices_of_which_a_file_tells_nothing_are_named(files, way):
+    """A file of a model with fewer layers, or of a run that did not reach all of them, fits and weighs only a part."""
+    ckpt = model()
+    slots = [slot for slot in ckpt.require_model().slots.values() if slot.kind == "linear" and slot.layer is not None]
+    names = {slot.id: slot.name for slot in gguf_spelling(ckpt, ckpt.require_model()).slots.values()}
+    sizes = [(names[slot.id], slot.shape[1]) for slot in slots]
+    for known, words in ((sizes, None), (sizes[1:], slots[0]), (sizes[3:], "of 3 matrices")):
+        statistics = open_statistics(files(*known), ckpt)
+        if way == "gguf":
+            made = gguf.write(ckpt, type="q4_0", statistics=statistics)
+            words = names[words.id] if isinstance(words, Slot) else words
+        else:
+            made = quantize(ckpt, bits=4, group_size="channel", quantizer=StoredQuantizer(ckpt, statistics))
+            words = words.name if isinstance(words, Slot) else words
+        (said,) = [note for note in made.notes if "imatrix" in note] or [""]
+        assert ("tells nothing of the inputs" in said) is (words is not None)
+        assert words is None or words in said
 
 
 def test_statistics_of_another_model_are_refused(files):

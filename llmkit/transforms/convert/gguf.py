@@ -107,6 +107,8 @@ def write(
     metadata |= _noted(model, config, family, metadata, stored, types)
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]
     notes += _what_became(ckpt.label, kind, types, list(same), others, requantize=requantize)
+    if statistics is not None:
+        notes += _unweighted(statistics, gguf_spelling(ckpt, model), types, same, importance)
     vocabulary, more = vocabulary_metadata(
         ckpt.label, ckpt.files, config, model.dims.vocab, kind=tokenizer, pre=family.tokenizer_pre
     )
@@ -290,6 +292,20 @@ def _importance(statistics: StoredStatistics, ckpt: Checkpoint) -> dict[str, lis
     slots = gguf_spelling(ckpt, ckpt.require_model()).slots.values()
     matrices = {s.name: [s.of_stack(e) for e in range(s.stack)] if s.stack else [s] for s in slots}
     return {name: [statistics.squares(matrix) for matrix in each] for name, each in matrices.items()}
+
+
+def _unweighted(
+    statistics: StoredStatistics,
+    model: Model,
+    types: Mapping[str, str],
+    same: Mapping[str, Lazy],
+    importance: Mapping[str, Sequence[Lazy | None]],
+) -> list[str]:
+    """That matrices of the blocks are rounded with no statistics, or not with those of all experts; mostly nothing."""
+    layers = {slot.name for slot in model.slots.values() if slot.layer is not None}  # by the names in the file
+    rounded = [n for n, kind in types.items() if n in layers and n not in same and TYPE_BY_NAME[kind].dtype is None]
+    gap = statistics.gap([name for name in rounded if None in importance.get(name, [None])])
+    return [f"{statistics.label} {gap}"] if gap else []
 
 
 def _stored(name: str, lazy: Lazy, kind: str, overflow: Overflow, importance: Sequence[Lazy | None] = (None,)) -> Lazy:
