@@ -113,12 +113,6 @@ def write_csv(path: Path, items: Iterable[Item]) -> None:
         writer.writerows([item.question, *item.options, LETTERS[item.answer]] for item in items)
 
 
-def read_csv(path: Path) -> list[Item]:
-    """The items of a file in MMLU's layout."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Item(row[0], tuple(row[1:5]), LETTERS.index(row[5])) for row in csv.reader(file)]
-
-
 class Documents:
     """Answered documents to train on, from the askings that are not held out."""
 

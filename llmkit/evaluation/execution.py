@@ -25,7 +25,7 @@ from llmkit.evaluation.prompting import probability_mass
 from llmkit.evaluation.protocol import Protocol, Samples, Workload
 from llmkit.evaluation.record import BenchResult, Question, SubjectResult
 from llmkit.evaluation.statistics import mean
-from llmkit.evaluation.tasks import as_errors_of, leaf_tasks, line_of_ones_own, quiet_lm_eval, require_shots, set_shots
+from llmkit.evaluation.tasks import as_errors_of, line_of_ones_own, quiet_lm_eval, require_shots, set_shots
 
 Values = dict[str, dict[str, list[Any]]]
 BOOTSTRAP_ITERS = (
@@ -84,7 +84,7 @@ def run_tasks(
     Args:
         questions: task -> the only questions that are scored; None for all within `limit`.
     """
-    tasks = list(leaf_tasks(loaded))
+    tasks = list(loaded["tasks"].values())
     if not tasks:
         raise InputError("nothing to score: no group that was named has a task", hint="list tasks in its definition")
     with as_errors_of([str(task.config.task) for task in tasks]):

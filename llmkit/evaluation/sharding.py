@@ -18,7 +18,7 @@ from llmkit.errors import InputError
 from llmkit.evaluation.identity import digest_of
 from llmkit.evaluation.protocol import Documents
 from llmkit.evaluation.shards import Shard, cut_questions, cut_units
-from llmkit.evaluation.tasks import documents_of, leaf_tasks
+from llmkit.evaluation.tasks import documents_of
 
 Tasks = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def cut_run(shard: Shard, benches: Mapping[str, Mapping[str, Documents]], loaded
     Raises:
         InputError: there are more shards than subjects.
     """
-    tasks = {str(task.config.task): task for task in leaf_tasks(loaded)} if loaded is not None else {}
+    tasks = {str(task.config.task): task for task in loaded["tasks"].values()} if loaded is not None else {}
     units = {(bench, name): docs for bench, some in benches.items() for name, docs in some.items()}
     units |= {("", name): documents_of(task) for name, task in tasks.items()}
     costs = {unit: list(_costs(docs.scored, limit)) for unit, docs in units.items()}

@@ -136,9 +136,7 @@ def load_lm_eval_tasks(names: Sequence[str], data: Path | None = None, include: 
     _refuse_groups(manager, names)
     try:
         with datasets_in(data):
-            if hasattr(manager, "load"):
-                return manager.load(list(names))
-            return lm_eval.tasks.get_task_dict(list(names), manager)  # lm-eval before 0.4.10
+            return manager.load(list(names))
     except LlmkitError:
         raise
     except ImportError as error:
@@ -265,19 +263,6 @@ def _refuse_damaged(name: str, include: Path | None) -> None:
                 f"{path} is no definition that lm-eval reads ({type(error).__name__}: {in_a_line(error)})",
                 hint="correct the file, or what it includes",
             ) from error
-
-
-def leaf_tasks(loaded: Any) -> Iterator[Any]:
-    """The tasks inside what `load_lm_eval_tasks` returned (nested dicts in older versions)."""
-    for key, value in loaded.items():
-        if key in ("groups", "group_map"):
-            continue
-        if isinstance(value, Mapping):
-            yield from leaf_tasks(value)
-        elif isinstance(value, tuple):
-            yield from leaf_tasks(value[1])
-        else:
-            yield value
 
 
 def set_shots(task: Any, shots: int | None) -> None:

@@ -58,13 +58,11 @@ class Block:
 
     Attributes:
         kept: its kept tensors, read from the disk when they are loaded; valid until the stage is removed.
-        is_reused: an earlier run computed it.
     """
 
     name: str
     result: Mapping[str, Any]
     kept: Mapping[str, Lazy]
-    is_reused: bool
 
 
 Compute = Callable[[str, Mapping[str, Lazy]], BlockResult]
@@ -137,7 +135,7 @@ class Stage:
         before = lines[-1].get("state") if lines else None
         self._remove_data(file["file"] for file in (before, *(line.get("kept") for line in lines)) if file is not None)
         for line in lines:
-            yield Block(line["block"], line["result"], self._opened(line.get("kept")), is_reused=True)
+            yield Block(line["block"], line["result"], self._opened(line.get("kept")))
         for name in blocks[len(lines) :]:
             state = self._opened(before)
             line = self._note(name, compute(name, state))
@@ -147,7 +145,7 @@ class Stage:
                 with suppress(OSError):
                     self._data_path(before["file"]).unlink()
             before = line.get("state")
-            yield Block(name, line["result"], self._opened(line.get("kept")), is_reused=False)
+            yield Block(name, line["result"], self._opened(line.get("kept")))
 
     def append(self, name: str, result: Mapping[str, Any]) -> None:
         """Note a block that has no tensors and that no other one begins with; names may come again.

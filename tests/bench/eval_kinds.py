@@ -45,7 +45,7 @@ def main() -> int:
 
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.evaluation.runner import make_lm
-    from llmkit.evaluation.tasks import leaf_tasks, quiet_lm_eval, set_shots
+    from llmkit.evaluation.tasks import quiet_lm_eval, set_shots
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.disable(logging.WARNING)
@@ -63,7 +63,7 @@ def main() -> int:
             for side, lm in sides.items():
                 with tempfile.TemporaryDirectory() as folder, quiet_lm_eval():
                     loaded = load(Path(folder), [name], args.limit, new_tokens=args.new_tokens)
-                    for task in leaf_tasks(loaded):
+                    for task in loaded["tasks"].values():
                         set_shots(task, args.shots if "wikitext" not in name else None)
                     started = time.process_time()
                     results = evaluate(lm, loaded, bootstrap_iters=0, log_samples=True)

@@ -240,7 +240,8 @@ def test_other_lm_eval_tasks_run_as_with_hflm(tiny_llama):
     }
 
     def tasks():
-        return {name: LocalTask(config, docs) for name, config in (("rolling", rolling), ("spoken", spoken))}
+        made = {name: LocalTask(config, docs) for name, config in (("rolling", rolling), ("spoken", spoken))}
+        return {"tasks": made}
 
     options = {"shots": None, "limit": None, "chat_template": False}
     scores, samples, _ = run_tasks(make_lm(open_checkpoint(tiny_llama)), tasks(), **options)

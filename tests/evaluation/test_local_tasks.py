@@ -11,7 +11,7 @@ import pytest
 from small_tasks import KINDS, NAMES, THINGS
 
 from llmkit.errors import InputError
-from llmkit.evaluation.tasks import leaf_tasks, load_lm_eval_tasks, quiet_lm_eval
+from llmkit.evaluation.tasks import load_lm_eval_tasks, quiet_lm_eval
 from tests.evaluation.running import evaluate
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def both(model, data, names, include=None):
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     record = evaluate(model, names, data=data, include=include, limit=LIMIT, log_samples=True)
     loaded = load_lm_eval_tasks(names, data, include)
-    for task in leaf_tasks(loaded):
+    for task in loaded["tasks"].values():
         task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
         task.set_fewshot_seed(seed=1234)
     with quiet_lm_eval():

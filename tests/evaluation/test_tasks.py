@@ -370,7 +370,7 @@ def test_a_group_of_ones_own_with_a_wrong_member_is_named(tmp_path, members, mes
 
 def test_a_group_without_a_task_scores_nothing(tiny_llama):
     with pytest.raises(InputError, match="nothing to score"):
-        run_tasks(make_lm(open_checkpoint(tiny_llama)), {}, shots=0, limit=None, chat_template=False)
+        run_tasks(make_lm(open_checkpoint(tiny_llama)), {"tasks": {}}, shots=0, limit=None, chat_template=False)
 
 
 def test_an_error_of_llmkits_own_model_side_is_not_laid_to_the_definition(tmp_path, tiny_llama, monkeypatch):

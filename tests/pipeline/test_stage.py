@@ -122,8 +122,8 @@ def test_killed_anywhere_the_same_stage_goes_on_and_computes_no_finished_block_a
 )
 def test_a_block_whose_files_are_not_as_written_is_computed_again(tmp_path, damaged, want):
     with Stage(tmp_path / "s", "digest") as stage:
-        for _, block in zip(range(2), stage.run(BLOCKS, compute), strict=False):
-            assert not block.is_reused
+        for _ in zip(range(2), stage.run(BLOCKS, compute), strict=False):
+            pass
     (tmp_path / "s.data" / "mine").write_text("mine")
     if damaged != "nothing":
         path = tmp_path / "s.data" / damaged
