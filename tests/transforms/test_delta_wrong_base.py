@@ -115,6 +115,19 @@ class TestLlmkitDeltas:
         assert (error.hint or "").startswith("give base as it was")
         delta_transform.apply(other, made, force=True)
 
+    @pytest.mark.parametrize("is_made_with_tables", [False, True])
+    def test_rotary_tables_that_conversions_of_early_2023_stored_are_no_difference(
+        self, tmp_path: Path, is_made_with_tables: bool
+    ) -> None:
+        tables = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+        new = checkpoint(tmp_path / "huggyllama", weights())
+        old = checkpoint(tmp_path / "decapoda", weights() | tables)
+        tuned = checkpoint(tmp_path / "tuned", tuned_of(weights()))
+        save(delta_transform.make(old if is_made_with_tables else new, tuned), tmp_path / "d")
+        found = delta_transform.apply(new if is_made_with_tables else old, open_checkpoint(tmp_path / "d"))
+        assert {n for n in found.tensors if n not in tables} == set(tuned.tensors)
+        assert all(torch.equal(found.tensors[n].load(), lazy.load()) for n, lazy in tuned.tensors.items())
+
 
 @pytest.mark.parametrize("profile", ["llmkit", "vicuna"])
 def test_integers_where_the_other_side_has_floats(tmp_path: Path, profile: str) -> None:

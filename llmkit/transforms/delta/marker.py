@@ -15,6 +15,7 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.spec import DType
+from llmkit.transforms.delta.profiles import is_buffer
 
 MARKER_FORMAT = 1
 
@@ -90,8 +91,8 @@ class Marker:
 
 
 def specs_digest(tensors: Mapping[str, Lazy]) -> str:
-    """SHA-256 over the sorted names, dtypes and shapes."""
-    lines = "\n".join(f"{name} {tensors[name].spec}" for name in sorted(tensors))
+    """SHA-256 over the sorted names, dtypes and shapes; rotary tables, which no reader needs, do not count."""
+    lines = "\n".join(f"{name} {tensors[name].spec}" for name in sorted(tensors) if not is_buffer(name))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
