@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
+from llmkit.checkpoint.classification import MARKER_NAME
 from llmkit.errors import RequirementError, SpecError
 from llmkit.transforms import delta as delta_transform
 
@@ -127,6 +129,17 @@ class TestLlmkitDeltas:
         found = delta_transform.apply(new if is_made_with_tables else old, open_checkpoint(tmp_path / "d"))
         assert {n for n in found.tensors if n not in tables} == set(tuned.tensors)
         assert all(torch.equal(found.tensors[n].load(), lazy.load()) for n, lazy in tuned.tensors.items())
+
+    def test_deltas_of_before_know_their_base_by_its_tables_too(self, tmp_path: Path) -> None:
+        tables = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+        base = checkpoint(tmp_path / "b", weights() | tables)
+        delta = tmp_path / "d"
+        save(delta_transform.make(base, checkpoint(tmp_path / "t", tuned_of(weights()))), delta)
+        marker = json.loads((delta / MARKER_NAME).read_text())
+        lines = "\n".join(f"{name} {base.tensors[name].spec}" for name in sorted(base.tensors))
+        marker["base"]["specs"] = hashlib.sha256(lines.encode()).hexdigest()
+        (delta / MARKER_NAME).write_text(json.dumps(marker))
+        assert delta_transform.apply(base, open_checkpoint(delta)).tensors
 
 
 @pytest.mark.parametrize("profile", ["llmkit", "vicuna"])

@@ -16,7 +16,7 @@ from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.spec import DType
 from llmkit.transforms.delta.detect import embedding_rows, main_dtype
-from llmkit.transforms.delta.marker import Marker, is_recorded_base, specs_digest
+from llmkit.transforms.delta.marker import Marker, is_of_specs, is_recorded_base
 from llmkit.transforms.delta.profiles import NewRows, Profile
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.", re.MULTILINE)
@@ -219,7 +219,7 @@ def _marked(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
     if MARKER_NAME not in delta.files:
         return []
     marker = Marker.of(delta)
-    if specs_digest(base.tensors) == marker.base_specs:
+    if is_of_specs(base.tensors, marker.base_specs):
         return []
     message = (
         f"{base.label} has other names, dtypes or shapes than the base the delta was made from "

@@ -92,8 +92,16 @@ class Marker:
 
 def specs_digest(tensors: Mapping[str, Lazy]) -> str:
     """SHA-256 over the sorted names, dtypes and shapes; rotary tables, which no reader needs, do not count."""
-    lines = "\n".join(f"{name} {tensors[name].spec}" for name in sorted(tensors) if not is_buffer(name))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return _digest(tensors, [name for name in tensors if not is_buffer(name)])
+
+
+def is_of_specs(tensors: Mapping[str, Lazy], digest: str) -> bool:
+    """Whether that is their digest; until llmkit 0.2 rotary tables counted, too."""
+    return digest in (specs_digest(tensors), _digest(tensors, list(tensors)))
+
+
+def _digest(tensors: Mapping[str, Lazy], names: list[str]) -> str:
+    return hashlib.sha256("\n".join(f"{name} {tensors[name].spec}" for name in sorted(names)).encode()).hexdigest()
 
 
 def recorded_hashes(delta: Checkpoint) -> dict[str, str]:
