@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from functools import cache
 
 from llmkit.errors import SpecError
@@ -80,7 +81,8 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     A stored one is read now: 4 bytes a column.
 
     Raises:
-        SpecError: another dtype or length, or a number that is no group.
+        SpecError: another dtype or length, a number that is no group, or groups with other numbers of columns than
+            their scales are of (zeros that nothing was written over).
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
@@ -93,6 +95,13 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     numbers = memoryview(groups).cast("i")
     if not 0 <= min(numbers) <= max(numbers) < n_groups:
         raise SpecError(f"g_idx has groups {min(numbers)} to {max(numbers)}; expected 0 to {n_groups - 1}")
+    largest, n = Counter(numbers).most_common(1)[0]
+    if n > group:
+        raise SpecError(
+            f"g_idx puts {n} of {n_columns} columns into group {largest}; expected {group} in each group",
+            hint="without its g_idx tensors the file is read with groups of neighbouring columns, which they are where "
+            "desc_act is false",
+        )
     return stored
 
 

@@ -103,11 +103,16 @@ def test_files_of_march_2023(bits):
 
 def test_what_the_tensors_say_against_the_config():
     stored = {end: held(part) for end, part in GPTQ_LAYERS["asym4v1"].items()}
-    with pytest.raises(InputError, match="says that the grid is symmetric"):
-        CODEC.read(stored, {"sym": True}, None).dequantized().load()
+    for version, other in (("gptq", '"gptq_v2", if they are not'), ("gptq_v2", '"gptq", if they are')):
+        with pytest.raises(InputError, match="says that the grid is symmetric") as error:
+            CODEC.read(stored, {"sym": True, "checkpoint_format": version}, None).dequantized().load()
+        assert f'"checkpoint_format": {other} stored minus 1' in error.value.hint
     beyond = stored | {"g_idx": held(torch.full((64,), 4, dtype=torch.int32))}
     with pytest.raises(SpecError, match="g_idx has groups 4 to 4; expected 0 to 3"):
         CODEC.read(beyond, {}, None)
+    unwritten = stored | {"g_idx": held(torch.zeros(64, dtype=torch.int32))}  # as it is before anything is loaded
+    with pytest.raises(SpecError, match="g_idx puts 64 of 64 columns into group 0; expected 16 in each group"):
+        CODEC.read(unwritten, {}, None)
     for end, bad in {"qzeros": (4, 7), "scales": (3, 32), "qweight": (8, 31)}.items():
         dtype = torch.float16 if end == "scales" else torch.int32
         with pytest.raises(SpecError, match="no grid for"):

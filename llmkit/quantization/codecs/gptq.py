@@ -104,13 +104,14 @@ class Gptq(QweightCodec):
         grid = Grid(bits, group_size(n_in, n_groups, settings), bool(settings.get("sym")))
         order = parts.get("g_idx")
         order = group_order(order, n_in, n_groups, grid.group_size or n_in) if order is not None else None
-        zeros = sliceable(_zeros(stored, bits, n_out, is_v1=_is_first(settings)))
+        is_v1 = _is_first(settings)
+        zeros = sliceable(_zeros(stored, bits, n_out, is_v1=is_v1))
         across = sliceable(transpose(scales))
         return QuantizedMatrix(
             grid,
             (n_out, n_in),
             codes_of(sliceable(transpose(words)), bits, n_in),
-            _checked(across, zeros, grid.middle) if grid.is_symmetric else across,
+            _checked(across, zeros, grid.middle, is_v1=is_v1) if grid.is_symmetric else across,
             None if grid.is_symmetric else zeros,
             order=order,
         )
@@ -247,14 +248,15 @@ def _zeros(stored: Lazy, bits: int, n_out: int, *, is_v1: bool) -> Lazy:
     return Apply("zero points", [stored], spec, fn, attrs, row_step=None).output()
 
 
-def _checked(scales: Lazy, zeros: Lazy, middle: int) -> Lazy:
+def _checked(scales: Lazy, zeros: Lazy, middle: int, *, is_v1: bool) -> Lazy:
     """The scales, where all zero points are in the middle, as config.json says."""
+    other = '"gptq_v2", if they are not' if is_v1 else '"gptq", if they are'
 
     def fn(scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
         if not bool((zeros == middle).all()):
             raise InputError(
                 f"quantization_config says that the grid is symmetric (sym), but not all zero points are {middle}",
-                hint='write "sym": false there; or "checkpoint_format": "gptq_v2", if they are not stored minus 1',
+                hint=f'write "sym": false there; or "checkpoint_format": {other} stored minus 1',
             )
         return scales
 
