@@ -115,13 +115,24 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | 
     return TensorRef(storage, dtype, offset, tuple(shape), tuple(strides))
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) -> TensorRef:
+def _require_as_stored(metadata: Any = None) -> None:
+    """Refuse a view that torch conjugates or negates when it is read: its bytes are not its values."""
+    if metadata:
+        bits = ", ".join(map(str, metadata)) if isinstance(metadata, dict) else type(metadata).__name__
+        raise pickle.UnpicklingError(f"a tensor is not stored as it is: its metadata says {bits}")
+
+
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any = False, _hooks: Any = None, *metadata: Any
+) -> TensorRef:
+    _require_as_stored(*metadata)
     return _tensor(storage, offset, shape, strides, getattr(storage, "dtype", None))
 
 
 def _rebuild_tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *metadata: Any
 ) -> TensorRef:
+    _require_as_stored(*metadata)
     element = next((d for d in DType if isinstance(dtype, _TorchDType) and d.torch_name == dtype.name), None)
     if element is None:
         name = dtype.name if isinstance(dtype, _TorchDType) else type(dtype).__name__

@@ -71,11 +71,14 @@ def read(path: Path) -> dict[str, Lazy]:
 def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = {e.filename: e for e in archive.infolist()}
+            listed = archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, UnicodeDecodeError, NotImplementedError) as error:
         raise InputError(
             f"{path} is truncated or damaged: its zip directory cannot be read ({error})", hint=_AGAIN
         ) from error
+    entries = {e.filename: e for e in listed}
+    if len(entries) < len(listed):
+        raise InputError(f"{path} is damaged: its zip directory lists an entry twice", hint=_AGAIN)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise InputError(

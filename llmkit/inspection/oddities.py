@@ -64,7 +64,7 @@ def _tokenizer(ckpt: Checkpoint, vocabulary: Vocabulary | None, n_rows: int | No
 def _dtypes(ckpt: Checkpoint) -> Iterator[str]:
     sizes: dict[DType, int] = {}
     for lazy in ckpt.tensors.values():
-        if lazy.dtype.is_float and len(lazy.shape) > 1:
+        if lazy.dtype.is_float and len(lazy.shape) > 1 and lazy.spec.nbytes:
             sizes[lazy.dtype] = sizes.get(lazy.dtype, 0) + lazy.spec.nbytes
     try:
         stated = model_dtype(ckpt.config)

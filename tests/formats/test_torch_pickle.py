@@ -306,6 +306,26 @@ def test_compressed_and_big_endian_files_are_refused(tmp_path: Path) -> None:
         torch_pickle.read(legacy)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_views_whose_bytes_are_not_their_values_are_refused(tmp_path: Path, is_zip: bool) -> None:
+    """Torch stores what lies below a conjugated or negated view, and a bit that says so."""
+    conjugated = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    for name, view in (("conj", conjugated), ("neg", conjugated.imag)):
+        path = save({"w": view}, tmp_path / f"{name}.bin", is_zip)
+        assert torch.equal(torch.load(path, weights_only=True)["w"], view)
+        with pytest.raises(InputError, match=f"not stored as it is: its metadata says {name}"):
+            torch_pickle.read(path)
+
+
+def test_a_zip_that_lists_an_entry_twice_is_refused(tmp_path: Path) -> None:
+    """Torch reads the first of them, Python's zipfile the last."""
+    path = save({"w": torch.ones(4)}, tmp_path / "m.bin", True)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("m/data/0", bytes(16))
+    with pytest.raises(InputError, match="lists an entry twice"):
+        torch_pickle.read(path)
+
+
 def test_legacy_views_of_a_storage(tmp_path: Path) -> None:
     """Files of torch < 0.4 name a view (key, offset, length) of the storage that is in the file."""
 

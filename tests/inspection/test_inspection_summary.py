@@ -129,6 +129,12 @@ def test_a_folder_without_config(tmp_path):
     assert single.n_parameters == found.n_parameters
 
 
+def test_matrices_without_elements_have_no_shares(tmp_path):
+    empty = {"a": torch.empty(0, 3), "b": torch.empty(0, 3, dtype=torch.float16)}
+    torch.save(empty, tmp_path / "m.pt")
+    assert not any("several dtypes" in text for text in summarize(open_checkpoint(tmp_path / "m.pt")).oddities)
+
+
 def test_malformed_tokenizer_is_a_problem(tmp_path):
     folder = model(tmp_path / "m", tensors(), n_tokens=None)
     (folder / "tokenizer.json").write_text("{")
