@@ -43,7 +43,8 @@ class GridOptions:
             help="How weights are rounded: rtn to nearest, mse on the grid with the least squared error, hqq with zero "
             "points of the least sparse error, awq after inputs are scaled, gptq with later columns taking up earlier "
             "errors, gptq-fast without what else gptq does, signround as is learnt for each block, gptq-signround from "
-            "what gptq makes, best as gptq on twice the windows (default: mse; gptq where quantize reads a text).",
+            "what gptq makes, best as gptq with feedback of rows and twice the windows (default: mse; gptq where "
+            "quantize reads a text).",
         ),
     ] = None
     group_size: Annotated[

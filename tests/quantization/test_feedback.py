@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmkit.quantization.matrix import Grid
-from llmkit.quantization.methods.gptq import FAST
+from llmkit.quantization.methods.gptq import BEST, FAST
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
 from llmkit.quantization.statistics import Statistics
@@ -40,7 +40,7 @@ def loss(error, inputs, outputs):
 def test_rows_take_up_what_those_before_them_lost(grid, act_order):
     """With E the errors of the rows B that were rounded, those that are left, R, move by G_RR^-1 G_RB E."""
     weight, inputs, outputs = case()
-    method = GPTQ.configured(act_order=act_order)
+    method = BEST.configured(act_order=act_order)
     made = method.quantize(weight, grid, torch.float32, Statistics(500, inputs, output_moments=outputs))
     g = outputs.double()
     order = g.diagonal().argsort(descending=True, stable=True)
@@ -62,7 +62,7 @@ def test_the_output_of_the_block_errs_less(grid):
     weight, inputs, outputs = case(1)
     losses = []
     for moments in (None, outputs):
-        made = GPTQ.quantize(weight, grid, torch.float32, Statistics(500, inputs, output_moments=moments))
+        made = BEST.quantize(weight, grid, torch.float32, Statistics(500, inputs, output_moments=moments))
         losses.append(loss(weight - numbers(made, grid), inputs, outputs))
     assert losses[1] < 0.6 * losses[0]
 
@@ -72,7 +72,7 @@ def test_outputs_that_count_alike_change_nothing():
     grid = Grid(3, 32, False)
     plain = GPTQ.quantize(weight, grid, torch.float32, Statistics(500, inputs))
     for moments in (7 * torch.eye(N_OUT), torch.zeros(N_OUT, N_OUT)):
-        made = GPTQ.quantize(weight, grid, torch.float32, Statistics(500, inputs, output_moments=moments))
+        made = BEST.quantize(weight, grid, torch.float32, Statistics(500, inputs, output_moments=moments))
         assert torch.equal(made.codes, plain.codes)
         assert torch.equal(made.zeros, plain.zeros)
         torch.testing.assert_close(made.scales, plain.scales)

@@ -24,6 +24,7 @@ from llmkit.decoder import load_decoder
 from llmkit.decoder.load import load_blocks
 from llmkit.errors import InputError, RequirementError, SpecError
 from llmkit.quantization.matrix import Grid
+from llmkit.quantization.methods.gptq import BEST
 from llmkit.quantization.methods.gptq import METHOD as GPTQ
 from llmkit.quantization.packing import unpack
 from llmkit.quantization.statistics import Statistics
@@ -72,14 +73,14 @@ def moved_outputs(ckpt, blocks, index, hidden):
     return moved
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, family, monkeypatch):
+@pytest.mark.parametrize(("method", "family"), [(BEST, family) for family in FAMILIES] + [(GPTQ, FAMILIES[0])])
+def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, method, family, monkeypatch):
     """Each layer was quantized for the inputs that it has now that all layers before it are quantized, and for the
-    outputs that it had before that, as those of its block move with them. Inputs of the float model are compared in
-    bfloat16."""
+    outputs that it had before that; by the best method as those of its block move with them, too. Inputs of the float
+    model are compared in bfloat16."""
     monkeypatch.setattr(products, "product_dtype", lambda device: None)
     base = model(family)
-    llmkit.save(calibrated(base), tmp_path / "q")
+    llmkit.save(calibrated(base, method=method.name), tmp_path / "q")
     floats = dequantized(llmkit.open_checkpoint(tmp_path / "q"))
     architecture = base.architecture
     rows = windows(
@@ -101,7 +102,7 @@ def test_codes_are_those_for_the_inputs_in_the_quantized_model(tmp_path, model, 
         is_routed = ".experts." in slot.id  # other tokens may come than in the float model
         cross = None if is_routed else (f.bfloat16().float() - x.bfloat16()).T @ x
         statistics = Statistics(len(x), x.T @ x, cross, output_moments=moved.get(slot.name))
-        made = GPTQ.quantize(weight, Grid(3, None, False), torch.float32, statistics)
+        made = method.quantize(weight, Grid(3, None, False), torch.float32, statistics)
         codes = unpack(made.codes, 3, weight.shape[1]).float() - made.zeros.float()
         found = floats.tensors[slot.name].load()
         differing = ((codes * made.scales - found).abs() > 1e-6).float().mean()

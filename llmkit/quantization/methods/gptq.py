@@ -13,8 +13,8 @@ W + a W C H^-1, C being the sum of (f - x) x^T: with a = 1 the least error of th
 
 Afterwards scales and codes are changed in turn while the error falls (llmkit/quantization/refinement.py).
 
-Where it is known how the output of the decoder block moves with the outputs of the layer, rows are rounded one after
-the other, too (llmkit/quantization/feedback.py).
+`best` looks at how the output of the decoder block moves with the outputs of a layer, too: where that is known, rows
+are rounded some after the others (llmkit/quantization/feedback.py).
 
 H is damped by 1 % of its mean diagonal, and by ten times as much as often as its factorization fails. A column that no
 token reached is rounded to nearest, as in the original; here its weights are not zeroed.
@@ -62,7 +62,7 @@ class GPTQ(Method):
     name = "gptq"
     words = "by GPTQ, on the grid with the least weighted error"
     needs = frozenset({"second_moments"})
-    uses = frozenset({"cross_moments", "output_moments"})
+    uses = frozenset({"cross_moments"})
     is_row_wise = False
     takes_points = True
     _refines: ClassVar[bool] = True
@@ -219,4 +219,12 @@ class FastGPTQ(GPTQ):
     _refines = False
 
 
-METHOD, OF_MORE_TEXT, FAST = GPTQ(), GPTQ(n_windows=2 * N_WINDOWS), FastGPTQ()
+class BestGPTQ(GPTQ):
+    """Rows of attention's projections take up the errors of those that were rounded before them."""
+
+    name = "best"
+    words = "by GPTQ with feedback of rows, on the grid with the least weighted error"
+    uses = GPTQ.uses | {"output_moments"}
+
+
+METHOD, BEST, FAST = GPTQ(), BestGPTQ(n_windows=2 * N_WINDOWS), FastGPTQ()
