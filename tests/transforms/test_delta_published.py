@@ -181,7 +181,10 @@ def test_ziya_stores_embedding_and_head_whole(tmp_path: Path) -> None:
         param.data += base[name]
     pair = checkpoint(tmp_path / "base", base), checkpoint(tmp_path / "d", delta)
     result = delta_transform.apply(*pair, profile="ziya")
-    assert "profile ziya (forced)" in result.notes[0]
+    assert (
+        "profile ziya (forced): arithmetic in float16, *embed_tokens* and *lm_head.weight* are full values"
+        in (result.notes[0])
+    )
     assert_same(loaded(result), expected)
 
 

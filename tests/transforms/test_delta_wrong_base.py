@@ -10,6 +10,7 @@ import pytest
 import torch
 from delta_world import checkpoint, loaded, tuned_of, weights
 from safetensors.torch import load_file, save_file
+from vocab_world import ENGLISH, sp_model
 
 from llmkit.api import save
 from llmkit.checkpoint.checkpoint import open_checkpoint
@@ -169,6 +170,19 @@ def test_other_tokenizer_of_the_same_size_is_warned_of(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "open", weights(), {"tokenizer.model": "a"})
     result = delta_transform.apply(base, checkpoint(tmp_path / "d", weights(seed=3), {"tokenizer.model": "b"}))
     assert any("tokenizer.model of open and d differ" in w for w in result.warnings)
+
+
+def test_the_same_pieces_in_another_file_are_the_same_tokenizer(tmp_path: Path) -> None:
+    """A base in GGUF has the pieces, and nothing of what the trainer noted."""
+    pb = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", exc_type=ImportError)
+    trained = sp_model(ENGLISH, 360)
+    bare = pb.ModelProto(pieces=pb.ModelProto.FromString(trained).pieces).SerializeToString()
+    assert bare != trained
+    for label, data, seed in (("base", bare, 1), ("d", trained, 3)):
+        checkpoint(tmp_path / label, weights(360, seed=seed))
+        (tmp_path / label / "tokenizer.model").write_bytes(data)
+    result = delta_transform.apply(*(open_checkpoint(tmp_path / label) for label in ("base", "d")))
+    assert not [w for w in result.warnings if "tokenizer.model" in w]
 
 
 def test_base_rounded_to_bfloat16_is_warned_of(tmp_path: Path) -> None:

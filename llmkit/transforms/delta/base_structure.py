@@ -15,6 +15,7 @@ from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import InputError, LlmkitError, PluginError, RequirementError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.spec import DType
+from llmkit.tokenization.sentencepiece_model import SentencePieceModel
 from llmkit.transforms.delta.detect import embedding_rows, main_dtype
 from llmkit.transforms.delta.marker import Marker, is_of_specs, is_recorded_base
 from llmkit.transforms.delta.profiles import NewRows, Profile
@@ -197,11 +198,20 @@ def _tokenizer(base: Checkpoint, delta: Checkpoint) -> list[Finding]:
         return []
     for name in ("tokenizer.model", "vocab.json"):
         if name in base.files and name in delta.files:
-            if base.files[name].read() == delta.files[name].read():
+            theirs, ours = (_entries(name, c.files[name].read()) for c in (base, delta))
+            if theirs == ours:
                 return []
             message = f"{name} of {base.label} and {delta.label} differ, though both vocabularies have the same size"
             return [Finding("warn", "tokenizer", message, "check that the base is the one the model card names")]
     return []
+
+
+def _entries(name: str, data: bytes) -> object:
+    """What a vocabulary file holds, however it is written (a GGUF base has its pieces alone); its bytes if unread."""
+    try:
+        return SentencePieceModel.parse(data, name).pieces if name.endswith(".model") else parse_object(data, name)
+    except InputError:
+        return data
 
 
 def _rounded(base: Checkpoint) -> list[Finding]:

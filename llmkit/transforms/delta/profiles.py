@@ -95,7 +95,8 @@ class Profile:
             NewRows.RAW: "new rows are the delta's values",
             NewRows.NONE: "no new rows",
         }[self.new_rows]
-        return f"arithmetic in {dtype}, {rows}"
+        copied = " and ".join(glob for glob, rule in self.rules if rule is Rule.COPY and self.new_rows is NewRows.NONE)
+        return f"arithmetic in {dtype}, {f'{copied} are full values' if copied else rows}"
 
 
 _EMBEDDINGS = ("*embed_tokens.weight", "*lm_head.weight")
