@@ -47,12 +47,13 @@ def read_vocabulary(ckpt: Checkpoint) -> Vocabulary | None:
     name = next((n for n in VOCABULARIES if n in ckpt.files), None)
     if name is None:
         return None
-    kind = VOCABULARIES[name]
+    kind, where = VOCABULARIES[name], f"{ckpt.label}: {name}"
+    data = ckpt.files[name].read()  # once: that of a GGUF file is made, of all its merges
     if kind is FileKind.SENTENCEPIECE_OR_RANKS:
-        kind = FileKind.RANKS if looks_like_ranks(ckpt.files[name].read()) else FileKind.SENTENCEPIECE
-    document = _json(ckpt, name) if kind in (FileKind.FAST, FileKind.VOCABULARY) else {}
-    words, n_model = _kind_and_size(kind, document, ckpt.files[name].read(), f"{ckpt.label}: {name}")
-    before, after = _added_by_code(ckpt, settings, name) if kind is not FileKind.FAST else (0, 0)
+        kind = FileKind.RANKS if looks_like_ranks(data) else FileKind.SENTENCEPIECE
+    document = read_tokenizer_json(name, data, where) if kind in (FileKind.FAST, FileKind.VOCABULARY) else {}
+    words, n_model = _kind_and_size(kind, document, data, where)
+    before, after = _added_by_code(settings, name, data) if kind is not FileKind.FAST else (0, 0)
     n_model += before
     listed = added_tokens(_json(ckpt, "added_tokens.json"), settings, document if kind is FileKind.FAST else None)
     added = [i for i in {*listed, *range(n_model, n_model + after)} if i >= n_model]
@@ -82,9 +83,9 @@ def _kind_and_size(kind: FileKind, document: Mapping[str, Any], data: bytes, whe
         raise InputError(f"{where} is truncated or no SentencePiece model") from error
 
 
-def _added_by_code(ckpt: Checkpoint, config: Mapping[str, Any], name: str) -> tuple[int, int]:
+def _added_by_code(config: Mapping[str, Any], name: str, data: bytes) -> tuple[int, int]:
     """What the code of a published tokenizer adds: ids before the file's first, special tokens after its last."""
-    kind = choose_kind(config, {name: ckpt.files[name].read()})
+    kind = choose_kind(config, {name: data})
     if kind is None:
         return 0, 0
     key = kind.offset_key if isinstance(kind, SentencePieceFile) else None

@@ -44,3 +44,11 @@ def test_the_count_is_that_of_the_tokenizer(world):
 def test_a_file_that_ends_otherwise():
     with pytest.raises(InputError, match=r"m: rwkv_vocab_v20230424.txt: the last line does not begin with an id"):
         read_vocabulary(ckpt("rwkv_vocab_v20230424.txt", TRIE.encode() + b"trunc"))
+
+
+def test_a_file_that_is_made_is_made_once():
+    made = []
+    document = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
+    content = FileContent(make=lambda: made.append(1) or json.dumps(document).encode())
+    vocabulary = read_vocabulary(Checkpoint("m.gguf", {}, {}, {"tokenizer.json": content}))
+    assert (vocabulary.n_tokens, len(made)) == (2, 1)
