@@ -352,7 +352,7 @@ def points_of(codec: Codec, bits: int | None, type: str) -> Points | None:
     known, bits = codec.bits if type else codec.all_bits, bits or 0
     if bits not in known:
         near = min(known, key=lambda n: abs(n - bits))
-        raise InputError(f"--bits {bits}: expected {alternatives(known)}", hint=f"--bits {near}")
+        raise InputError(f"--bits {bits}: expected {alternatives(known)} in {codec.name}", hint=f"--bits {near}")
     return None if bits in codec.bits else next(points for points in codec.points if points.bits == bits)
 
 

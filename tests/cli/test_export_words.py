@@ -161,7 +161,7 @@ def test_tokens_that_are_as_likely_are_the_same_choice():
         (["--to", "onxx"], "--to 'onxx' is no format that llmkit exports; expected onnx", "did you mean onnx?"),
         (["--attention", "gqaa"], "--attention 'gqaa' is unknown; expected gqa, flash, attention, mha",
          "did you mean gqa?"),
-        (["--bits", "3"], "--bits 3: expected 4 or 8", "--bits 4"),
+        (["--bits", "3"], "--bits 3: expected 4 or 8 in onnx", "--bits 4"),
         (["--via", "optinum"], "--via 'optinum' is unknown; expected optimum", "did you mean optimum?"),
         (["--via", "optimum", "--bits", "4"],
          "--bits is not for --via optimum, which traces the model as transformers computes it",
