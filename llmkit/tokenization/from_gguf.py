@@ -20,17 +20,12 @@ from llmkit.tokenization.documents import bpe_model, document, sentencepiece_ste
 from llmkit.tokenization.fast import FastTokenizer
 from llmkit.tokenization.parity import compare, tied_texts
 from llmkit.tokenization.pieces_tokenizer import ADDED_SCORE, tokenizer_of_pieces
-from llmkit.tokenization.pretokenizers import pre_tokenizer_of
+from llmkit.tokenization.pretokenizers import ADDING_BOS, COMPOSING, IGNORING_MERGES, NFC, pre_tokenizer_of
 from llmkit.tokenization.sentencepiece_model import SPACE, Piece, PieceKind, bpe_settings
 
 _WHOLE = (PieceKind.CONTROL, PieceKind.USER_DEFINED)
 # tokenizer.ggml.model -> what it is; named by GGUF after the first model of each kind.
 _KINDS = {"llama": "sentencepiece", "gemma4": "merged_pieces", "gpt2": "byte_level", "rwkv": "byte_strings"}
-# Of `tokenizer.ggml.pre`: a word that is a token is taken whole; a text begins with bos unless the file says otherwise;
-# text is normalised.
-_IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
-_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
-_IS_NORMALIZED = ("qwen2", "olmo", "deepseek-r1-qwen")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, FileContent]:
@@ -119,7 +114,7 @@ class _Vocabulary:
 
     def adds(self, kind: str) -> bool:
         """Whether bos or eos is put around a text."""
-        default = kind == "bos" and (self.is_sentencepiece or self._get("pre") in _ADDS_BOS)
+        default = kind == "bos" and (self.is_sentencepiece or self._get("pre") in ADDING_BOS)
         return bool(self._get(f"add_{kind}_token", default)) and self.token(kind) is not None
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +147,8 @@ class _Vocabulary:
         pre_tokenizer = pre_tokenizer_of(pre) or pre_tokenizer_of("gpt-2")
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
         return self._json(
-            bpe_model(self._vocab(), self.merges, ignores_merges=pre in _IGNORES_MERGES),
-            normalizer={"type": "NFC"} if pre in _IS_NORMALIZED else None,
+            bpe_model(self._vocab(), self.merges, ignores_merges=pre in IGNORING_MERGES),
+            normalizer=NFC if pre in COMPOSING else None,
             pre_tokenizer=pre_tokenizer,
             post_processor=byte_level,
             decoder={**byte_level, "trim_offsets": True, "use_regex": True},

@@ -70,6 +70,13 @@ _STEPS: Mapping[str, Sequence[Step]] = {
     "bloom": (_split(_SENTENCES), _bytes()), "poro-chat": (_split(_SENTENCES), _bytes()),
 }  # fmt: skip
 NAMES = tuple(_STEPS)
+NFC = {"type": "NFC"}
+IGNORING_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken", "glm4")
+"""Names with which a word that is a token is taken whole."""
+ADDING_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+"""Names with which a text begins with bos unless the file says otherwise."""
+COMPOSING = ("qwen2", "olmo", "deepseek-r1-qwen")
+"""Names with which text is brought to Unicode's composed form (NFC) first."""
 
 
 def pre_tokenizer_of(name: str) -> dict[str, Any] | None:
@@ -80,23 +87,26 @@ def pre_tokenizer_of(name: str) -> dict[str, Any] | None:
     return dict(steps[0]) if len(steps) == 1 else {"type": "Sequence", "pretokenizers": [dict(s) for s in steps]}
 
 
-def name_of(pre_tokenizer: Mapping[str, Any] | None, hint: str | None = None) -> str | None:
+def name_of(pre_tokenizer: Mapping[str, Any] | None, normalizer: object = None, hint: str | None = None) -> str | None:
     """GGUF's name for a `pre_tokenizer` of tokenizer.json.
 
     Args:
-        hint: the name to take where several fit.
+        normalizer: that of tokenizer.json, which tells where several names fit.
+        hint: the name to take then.
 
     Returns:
         None for one that GGUF has no name for.
     """
     wanted = _signature(pre_tokenizer)
     fitting = [name for name, steps in _STEPS.items() if _signature({"pretokenizers": steps}) == wanted]
+    if hint is None and normalizer == NFC:
+        hint = next((name for name in fitting if name in COMPOSING), None)
     return hint if hint in fitting else next(iter(fitting), None)
 
 
 def name_of_pattern(pattern: str) -> str | None:
     """GGUF's name for words cut by one pattern, as a tiktoken file's code states it."""
-    return name_of({"pretokenizers": [_split(pattern), _bytes()]}, None)
+    return name_of({"pretokenizers": [_split(pattern), _bytes()]})
 
 
 def _signature(pre_tokenizer: Mapping[str, Any] | None) -> list[tuple[str, ...]]:

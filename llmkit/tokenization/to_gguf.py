@@ -204,8 +204,7 @@ def _byte_level(tokenizer: TokenizerFiles, fast: FastTokenizer, n_rows: int, pre
     for i, token in tokenizer.added.items():
         _put_added(entries, i, token)
     warnings = []
-    normalizer = fast.data.get("normalizer")
-    name = name_of(fast.data.get("pre_tokenizer"), pre or ("olmo" if normalizer == {"type": "NFC"} else None))
+    name = name_of(fast.data.get("pre_tokenizer"), fast.data.get("normalizer"), pre)
     if name is None:
         name = "default"
         warnings.append(_NO_NAME)

@@ -229,7 +229,7 @@ def test_pre_tokenizers_keep_their_names_and_build(name):
     from tokenizers import Tokenizer
 
     steps = pre_tokenizer_of(name)
-    assert name_of(steps, name) == name
+    assert name_of(steps, hint=name) == name
     parts = dict.fromkeys(("normalizer", "post_processor", "decoder"))
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     document = {"version": "1.0", "added_tokens": [], **parts, "pre_tokenizer": steps, "model": model}
