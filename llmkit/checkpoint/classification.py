@@ -16,6 +16,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from llmkit.checkpoint.differences import looks_like_differences
 from llmkit.checkpoint.manifest import recipe_of
 from llmkit.errors import LlmkitError, RequirementError
+from llmkit.formats import imatrix
+from llmkit.formats.adapter_files import CONFIG_NAME
 from llmkit.formats.adapter_names import adapter_parts, with_words
 from llmkit.formats.folder import left_unread
 from llmkit.formats.json_text import parse_object, read_object
@@ -24,14 +26,12 @@ from llmkit.quantization.recognition import BLOCKS, Quantization, find_quantizat
 from llmkit.tensors.spec import DType
 
 MARKER_NAME = "llmkit_delta.json"
-ADAPTER_NAME = "adapter_config.json"
 _OTHER_ADAPTERS = (
     "adapter_query", "adapter_wte", "adapter_scale", "gating_factor", ".lora_", "_lora.down.", "_lora.up."
 )  # fmt: skip
 _ASSUMED = {"transform": "assume.model"}  # a step of the recipe: the user says so
 _STATES = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
 _MEASURED = (".second_moments", ".cross_moments", ".squares", ".maxima", ".inputs")  # quantize observe
-_IMATRIX = (".in_sum2", ".counts")  # llama.cpp's
 _DISTRIBUTIONS = {"codes", "high", "step", "top", "nll"}  # perplexity --reference
 
 
@@ -127,7 +127,7 @@ def _addition(ckpt: Checkpoint) -> Classification | None:
 
 def _measurements(names: Collection[str], where: str) -> Classification | None:
     """What llmkit or llama.cpp measured of a model, by the names in the file; None for weights."""
-    if names and all(name.endswith((*_MEASURED, *_IMATRIX)) for name in names):
+    if names and all(name.endswith((*_MEASURED, imatrix.SUMS, imatrix.COUNTS)) for name in names):
         hint = f"llmkit quantize MODEL --statistics {where} --bits 4 -o OUT reads it"
         return Classification("measurements", "statistics of the inputs of a model's layers, not weights", hint)
     if set(names) >= _DISTRIBUTIONS:
@@ -182,7 +182,7 @@ def _way_to_floats(ckpt: Checkpoint, scheme: Quantization) -> str:
 
 def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
     """An adapter, or a model with one beside it; None for neither."""
-    config = _beside(ckpt, ADAPTER_NAME)
+    config = _beside(ckpt, CONFIG_NAME)
     parts = {*adapter_parts(ckpt.tensors), *with_words(ckpt.tensors, _OTHER_ADAPTERS)}
     is_gguf = ckpt.details.get("metadata", {}).get("general.type") == "adapter"
     files: dict[str, None] = {}
@@ -194,8 +194,8 @@ def _adapter(ckpt: Checkpoint, where: str) -> Classification | None:
             return None
         if not any(name.startswith("adapter_model.") for name in left_unread(ckpt.origin, ckpt.tensors)):
             return None
-        words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {ADAPTER_NAME})"
-        hint = f"move {ADAPTER_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
+        words = f"a model and an adapter at once ({' and '.join([*files][:1])} and {CONFIG_NAME})"
+        hint = f"move {CONFIG_NAME} and adapter_model.* out of {where}: transformers would load the adapter's base"
         return Classification("several", words, hint)
     config = config or {}
     kind = str(config.get("peft_type") or "LORA").replace("LORA", "LoRA")

@@ -17,10 +17,10 @@ from typing import Any
 from llmkit.errors import InputError, counted, listing
 from llmkit.evaluation import csv_file, mmlu_pro_file, parquet_file
 from llmkit.evaluation.csv_file import Row
+from llmkit.evaluation.documents import FOUR
 
 Doc = dict[str, Any]
-LETTERS = ("A", "B", "C", "D")
-_PARTS = ("question", *LETTERS)
+_PARTS = ("question", *FOUR)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Form:
     def part(self, column: str) -> str:
         """The part of a question that stands below a column's name, whatever its case."""
         name = column.strip()
-        return name.upper() if name.upper() in LETTERS else name.lower() or "id"
+        return name.upper() if name.upper() in FOUR else name.lower() or "id"
 
 
 def _mmlu(cells: Mapping[str, str], subject: str) -> Doc:
-    answer = LETTERS.index(cells["answer"]) if cells["answer"] else -1
-    return {"question": cells["question"], "subject": subject, "choices": [cells[x] for x in LETTERS], "answer": answer}
+    answer = FOUR.index(cells["answer"]) if cells["answer"] else -1
+    return {"question": cells["question"], "subject": subject, "choices": [cells[x] for x in FOUR], "answer": answer}
 
 
 def _ceval(cells: Mapping[str, str], subject: str) -> Doc:
@@ -55,13 +55,13 @@ def _ceval(cells: Mapping[str, str], subject: str) -> Doc:
 
 
 def _cmmlu(cells: Mapping[str, str], subject: str) -> Doc:
-    return {"Question": cells["question"], **{x: cells[x] for x in LETTERS}, "Answer": cells["answer"]}
+    return {"Question": cells["question"], **{x: cells[x] for x in FOUR}, "Answer": cells["answer"]}
 
 
 FORMS: Mapping[str, Form] = {
     "mmlu": Form("{split}/{subject}_{split}.csv", None, _mmlu),
     "ceval": Form("{split}/{subject}_{split}.csv", ("id", *_PARTS, "answer"), _ceval),
-    "cmmlu": Form("{split}/{subject}.csv", ("", "Question", *LETTERS, "Answer"), _cmmlu),
+    "cmmlu": Form("{split}/{subject}.csv", ("", "Question", *FOUR, "Answer"), _cmmlu),
     "mmlu_pro": Form(mmlu_pro_file.PATTERN, None, lambda cells, subject: dict(cells), mmlu_pro_file.read_category),
 }
 
@@ -173,10 +173,10 @@ class _Reading:
         cells = dict(zip(self._parts, row.cells, strict=True))
         if not cells["question"].strip():
             raise InputError(f"{self.place(row, 'question')}: the cell is empty")
-        if not all(cells[x].strip() for x in LETTERS):
+        if not all(cells[x].strip() for x in FOUR):
             self.empty.append(row.place)
         answer = unicodedata.normalize("NFKC", cells.get("answer", "")).strip().upper()
-        if answer and answer not in LETTERS:
+        if answer and answer not in FOUR:
             raise InputError(f"{self.place(row, 'answer')}: the answer is {cells['answer']!r}, expected A, B, C or D")
         self._check_id(row, cells.get("id", "").strip())
         key = tuple(cells[part] for part in _PARTS)

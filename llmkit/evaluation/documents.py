@@ -9,6 +9,8 @@ from typing import Any
 from llmkit.evaluation.record import BenchResult, Question, RunRecord, SubjectResult
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FOUR = tuple(LETTERS[:4])
+"""The letters of most benchmarks."""
 
 
 def question_and_choices(document: object) -> tuple[str, list[str]]:

@@ -10,9 +10,7 @@ import re
 from collections.abc import Sequence
 from string import punctuation
 
-from llmkit.evaluation.documents import LETTERS as ALL_LETTERS
-
-LETTERS = ("A", "B", "C", "D")
+from llmkit.evaluation.documents import FOUR, LETTERS
 
 # hkust-nlp/ceval, code/evaluator_series/evaluators/llama.py: the first pattern that is anywhere in the text decides
 _THOUGHT = re.compile(r"让我们一步一步思考[\s\S]+?(?=让我们一步一步思考|$)")
@@ -102,9 +100,9 @@ def of_ceval_reasoning(text: str, choices: Sequence[str], target: str = "") -> s
     """
     thought = _THOUGHT.search(text)
     found = next((m[1] for m in (p.search(thought[0]) for p in _CEVAL_COT) if m), "") if thought else ""
-    if found in LETTERS:
+    if found in FOUR:
         return found
-    same = [letter for letter, choice in zip(LETTERS, choices, strict=False) if found and choice == found]
+    same = [letter for letter, choice in zip(FOUR, choices, strict=False) if found and choice == found]
     return target if target in same else (same[0] if same else "")
 
 
@@ -117,7 +115,7 @@ def of_ceval_chat(text: str, choices: Sequence[str]) -> str:
         return stated
     for found in (
         re.findall(r"[ABCD]", text),
-        [letter for letter, choice in zip(LETTERS, choices, strict=False) if choice in text],
+        [letter for letter, choice in zip(FOUR, choices, strict=False) if choice in text],
     ):
         if len(found) == 1:
             return found[0]
@@ -131,14 +129,14 @@ def of_alpaca(text: str, choices: Sequence[str]) -> str:
     """
     if stated := _stated(text) or "".join(re.findall(r"[ABCD]", text))[:1]:
         return stated
-    letter_of = dict(zip(choices, LETTERS, strict=False))  # the last of equal ones
+    letter_of = dict(zip(choices, FOUR, strict=False))  # the last of equal ones
     match = re.search("|".join(re.escape(choice) for choice in choices), text)
     return letter_of[match[0]] if match else ""
 
 
 def _stated(text: str) -> str:
     answers = re.findall(r"所以答案是(.+?)。", text)
-    if answers and answers[-1] in LETTERS:
+    if answers and answers[-1] in FOUR:
         return str(answers[-1])
     return next((match[1] for match in (pattern.search(text) for pattern in _STATED) if match), "")
 
@@ -146,7 +144,7 @@ def _stated(text: str) -> str:
 def of_cmmlu_reasoning(text: str) -> str:
     """The letter of a free answer, as CMMLU's script reads it; line breaks are left out before."""
     text = text.replace("\n", "")
-    if text[:1] in LETTERS:
+    if text[:1] in FOUR:
         return text[0]
     for pattern in _CMMLU:
         if match := pattern.search(text):
@@ -172,4 +170,4 @@ def matched_letter(text: str, right: str, *, is_match: bool) -> str:
     if is_match:
         return right
     letter = text.strip(punctuation).strip().upper()
-    return letter if letter in set(ALL_LETTERS) - {right} else ""
+    return letter if letter in set(LETTERS) - {right} else ""

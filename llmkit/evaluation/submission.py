@@ -15,7 +15,8 @@ from typing import Any
 
 from llmkit.errors import InputError, listing
 from llmkit.evaluation.benches import Bench
-from llmkit.evaluation.csv_forms import LETTERS, has_answers
+from llmkit.evaluation.csv_forms import has_answers
+from llmkit.evaluation.documents import FOUR
 from llmkit.evaluation.planning import Prepared, Selection
 from llmkit.evaluation.record import BenchResult
 from llmkit.pipeline.files import check_file, write_file
@@ -51,7 +52,7 @@ class Submission:
         for subject in result.subjects:
             names = self.ids[subject.name]
             n_drawn += sum(not q.choice for q in subject.questions)
-            answers[subject.name] = {names[int(q.id)]: q.choice or draw.choice(LETTERS) for q in subject.questions}
+            answers[subject.name] = {names[int(q.id)]: q.choice or draw.choice(FOUR) for q in subject.questions}
         write_submission(self.bench, answers, self.ids, self.path)
         return n_drawn
 
@@ -135,9 +136,9 @@ def check_submission(bench: Bench, answers: Any, ids: Mapping[str, Sequence[str]
     _check_subjects(bench, answers)
     for subject, names in ids.items():
         given = answers[subject]
-        right = [i for i in names if given.get(i) in LETTERS]
+        right = [i for i in names if given.get(i) in FOUR]
         if len(right) < len(names):
-            first = next(i for i in names if given.get(i) not in LETTERS)
+            first = next(i for i in names if given.get(i) not in FOUR)
             found = repr(given[first]) if first in given else "nothing"
             raise InputError(
                 f"{bench.title} {subject}: {len(right)} of {len(names)} questions have an answer from A to D; "

@@ -11,6 +11,7 @@ from llmkit.errors import InputError, listing
 from llmkit.formats import imatrix, safetensors, torch_pickle
 from llmkit.formats.json_text import read_object
 from llmkit.formats.unreadable import (
+    WEIGHT_SUFFIXES,
     kind_of_entry,
     no_weight_file,
     no_weights,
@@ -25,7 +26,6 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_SETS = tuple(name for pair in zip(SINGLE_NAMES, INDEX_NAMES, strict=True) for name in pair)
 """What a folder is read by, the first that is there, in the order in which transformers looks."""
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _NO_WEIGHTS = ("training_args", "rng_", "tokenizer.bin", "optimizer.", "scheduler.", "scaler.")
 _MAX_NAME = 1024  # as GGUF's; a number in a name then is one that int() takes
 _NUMBERED = re.compile(r"(.*?)-?(\d+)-of-(\d+)(\.\w+)")
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(.*?)-?(\d+)-of-(\d+)(\.\w+)")
 
 def is_weight_file(name: str) -> bool:
     """Whether a file of this name holds weights (or their index), which a transform writes anew."""
-    return name in INDEX_NAMES or (name.endswith(_WEIGHT_SUFFIXES) and not name.startswith(_NO_WEIGHTS))
+    return name in INDEX_NAMES or (name.endswith(WEIGHT_SUFFIXES) and not name.startswith(_NO_WEIGHTS))
 
 
 def read_file(path: Path) -> dict[str, Lazy]:

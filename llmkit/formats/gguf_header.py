@@ -19,14 +19,13 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.gguf_metadata import check_types
 from llmkit.formats.gguf_types import TYPES, GgufType
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import AGAIN, SourceFile
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
 _VERSIONS = (2, 3)  # 3 differs from 2 only in that it may be big-endian
 _MAX_NAME = 1024
 _MAX_TENSORS = 2**20
-_AGAIN = "download or copy the file again"
 _MAX_NBYTES = 100_000_000  # of a header; a sparse file has gigabytes of it on no disk
 _WINDOW_NBYTES = 2**20
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -79,7 +78,7 @@ def read_header(path: Path) -> GgufFile:
     cursor = _Cursor(source)
     try:
         if source.nbytes < 4 or cursor.take(4) != MAGIC:
-            raise InputError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()!r}", hint=_AGAIN)
+            raise InputError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()!r}", hint=AGAIN)
         version = cursor.scalar("I")
         _check_version(path, version)
         n_tensors, n_pairs = cursor.scalar("Q"), cursor.scalar("Q")
@@ -149,7 +148,7 @@ def _check_tensors(path: Path, tensors: Iterable[GgufTensor], start: int, alignm
         if end > nbytes:
             raise InputError(
                 f"{path} is truncated: {tensor.name} ends at byte {end}, the file at byte {nbytes}",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
 
 
@@ -174,7 +173,7 @@ class _Cursor:
             if position + n > size:
                 raise InputError(
                     f"{self.path} is truncated: its header goes on beyond byte {size}, where the file ends",
-                    hint=_AGAIN,
+                    hint=AGAIN,
                 )
             if position + n > _MAX_NBYTES:
                 raise InputError(f"{self.path}: malformed header: longer than {_MAX_NBYTES} bytes")
@@ -198,7 +197,7 @@ class _Cursor:
         if n * nbytes > left:
             raise InputError(
                 f"{self.path} is truncated or damaged: {n} {what} do not fit into the {left} bytes that are left",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
         if n > most or self.position + n * nbytes > _MAX_NBYTES:
             raise InputError(f"{self.path}: malformed header: {n} {what}, more than a model has")

@@ -25,13 +25,12 @@ from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_header import MAGIC, GgufFile, GgufTensor, read_header
 from llmkit.formats.stream import StreamFile
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import AGAIN, SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 _TYPE = "imatrix"
 SUMS, COUNTS = ".in_sum2", ".counts"
 _MAX_NAME = 1024
-_AGAIN = "download or copy the file again"
 
 
 def looks_binary(head: bytes) -> bool:
@@ -112,13 +111,13 @@ def _from_gguf(file: GgufFile) -> Imatrix:
             continue
         counts = tensors.get(stem + COUNTS)
         if counts is None or {sums.type.name, counts.type.name} != {"F32"} or len(sums.shape) > 2:
-            raise InputError(f"{path}: {name} and {stem}{COUNTS} must be float32 matrices", hint=_AGAIN)
+            raise InputError(f"{path}: {name} and {stem}{COUNTS} must be float32 matrices", hint=AGAIN)
         n_matrices = math.prod(sums.shape[:-1])
         if math.prod(counts.shape) != n_matrices:
             raise InputError(f"{path}: {stem} has {n_matrices} matrices and {math.prod(counts.shape)} counts")
         numbers = _floats(file, counts, n_matrices)
         if any(not math.isfinite(n) or n < 0 for n in numbers):
-            raise InputError(f"{path}: {stem}{COUNTS} holds numbers that are no counts", hint=_AGAIN)
+            raise InputError(f"{path}: {stem}{COUNTS} holds numbers that are no counts", hint=AGAIN)
         spec = TensorSpec(DType.F32, (n_matrices, sums.shape[-1]))
         entries[stem] = Entry(Read(name, spec, file.source, sums.offset).output(), numbers)
     if not entries:
@@ -137,11 +136,11 @@ def _from_binary(source: SourceFile) -> Imatrix:
     def integer(what: str, least: int, most: int) -> int:
         nonlocal position
         if position + 4 > source.nbytes:
-            raise InputError(f"{path} is truncated at byte {position}", hint=_AGAIN)
+            raise InputError(f"{path} is truncated at byte {position}", hint=AGAIN)
         (number,) = struct.unpack("<i", source.read(position, 4))
         position += 4
         if not least <= number <= most:
-            raise InputError(f"{path}: {what} is {number}, expected {least} to {most}", hint=_AGAIN)
+            raise InputError(f"{path}: {what} is {number}, expected {least} to {most}", hint=AGAIN)
         return int(number)
 
     def text(what: str, most: int) -> str:
@@ -155,7 +154,7 @@ def _from_binary(source: SourceFile) -> Imatrix:
     for _ in range(n_entries):
         name = text("a name", _MAX_NAME)
         if name in entries:
-            raise InputError(f"{path}: {name} comes twice", hint=_AGAIN)
+            raise InputError(f"{path}: {name} comes twice", hint=AGAIN)
         n_calls = integer(f"the count of {name}", 0, 2**31 - 1)
         n_values = integer(f"the number of values of {name}", 1, (source.nbytes - position) // 4)
         spec = TensorSpec(DType.F32, (1, n_values))

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import AGAIN, SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 _ARRAY_EXT = 1
 _MAX_KEYS, _MAX_KEY_NBYTES, _MAX_DIMS = 32, 1024, 8
 _DTYPES = {d.torch_name: d for d in (DType.F64, DType.F32, DType.F16, DType.BF16, DType.I64, DType.I32, DType.U8)}
-_AGAIN = "download or copy the file again"
 
 # Kind of object -> first byte -> bytes of the length that follows; and the first bytes that are a length themselves.
 _SIZED = {
@@ -46,7 +45,7 @@ def read(path: Path) -> dict[str, Lazy]:
         while cursor.position < cursor.source.nbytes:
             name, lazy = _entry(cursor)
             if name in tensors:
-                raise InputError(f"{path}: key {name!r} occurs twice", hint=_AGAIN)
+                raise InputError(f"{path}: key {name!r} occurs twice", hint=AGAIN)
             tensors[name] = lazy
     finally:
         cursor.source.close()
@@ -86,14 +85,14 @@ class _Cursor:
         self.position = 0
 
     def malformed(self, reason: str) -> InputError:
-        return InputError(f"{self.source.path}: malformed at byte {self.position}: {reason}", hint=_AGAIN)
+        return InputError(f"{self.source.path}: malformed at byte {self.position}: {reason}", hint=AGAIN)
 
     def need(self, end: int, name: str) -> None:
         if end > self.source.nbytes:
             raise InputError(
                 f"{self.source.path} is truncated: {name} should end at byte {end}, "
                 f"the file ends at {self.source.nbytes}",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
 
     def take(self, n: int) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import AGAIN, SourceFile
 from llmkit.tensors.spec import MAX_DIMS, DType, TensorSpec
 
 MAX_HEADER_NBYTES = 100_000_000
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[dict[str, Lazy], dict[str, str]]:
     if 8 + n > source.nbytes:
         raise InputError(
             f"{path} is truncated: its header ends at byte {8 + n}, the file at byte {source.nbytes}",
-            hint="download or copy the file again",
+            hint=AGAIN,
         )
     try:
         header = parse_object(source.read(8, n), f"{path}: the header", is_strict=True)
@@ -118,7 +118,7 @@ def _check_coverage(path: Path, spans: list[tuple[int, int, str]], data_nbytes: 
     if position > data_nbytes:
         raise InputError(
             f"{path} is truncated: its header promises {position} bytes of data, the file holds {data_nbytes}",
-            hint="download or copy the file again",
+            hint=AGAIN,
         )
     if position < data_nbytes:
         raise InputError(f"{path}: {data_nbytes - position} bytes follow the last tensor {previous!r}")

@@ -21,7 +21,7 @@ from llmkit.formats import safe_pickle
 from llmkit.formats.safe_pickle import MAX_PICKLE_NBYTES, StorageRef, TensorRef
 from llmkit.tensors.constant import constant_of
 from llmkit.tensors.lazy import Lazy, Read
-from llmkit.tensors.source import SourceFile
+from llmkit.tensors.source import AGAIN, SourceFile
 from llmkit.tensors.spec import DType, TensorSpec, format_bytes
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -30,7 +30,6 @@ _NESTING = ("state_dict", "model", "module", "model_state_dict")
 _MAX_NESTING = 4
 _CODES, _MAX_TEXT = "W_q", 1024  # what HQQ calls the codes of a layer; its texts are dtypes and packings
 _MAX_VIEW_NBYTES = 2**24  # of a view that repeats what is stored (stride 0): buffers are so, weights are not
-_AGAIN = "download or copy the file again"
 
 # Where a storage lies in the file: absolute offset and bytes.
 Span = tuple[int, int]
@@ -74,11 +73,11 @@ def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
             listed = archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, UnicodeDecodeError, NotImplementedError) as error:
         raise InputError(
-            f"{path} is truncated or damaged: its zip directory cannot be read ({error})", hint=_AGAIN
+            f"{path} is truncated or damaged: its zip directory cannot be read ({error})", hint=AGAIN
         ) from error
     entries = {e.filename: e for e in listed}
     if len(entries) < len(listed):
-        raise InputError(f"{path} is damaged: its zip directory lists an entry twice", hint=_AGAIN)
+        raise InputError(f"{path} is damaged: its zip directory lists an entry twice", hint=AGAIN)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise InputError(
@@ -108,12 +107,12 @@ def _span(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, file_nbytes: int)
             hint="load the file with torch and save it again",
         )
     if not 0 <= entry.header_offset < file_nbytes:
-        raise InputError(f"{path} is truncated or damaged: entry {entry.filename} lies outside the file", hint=_AGAIN)
+        raise InputError(f"{path} is truncated or damaged: entry {entry.filename} lies outside the file", hint=AGAIN)
     file.seek(entry.header_offset)
     local = file.read(30)
     if len(local) < 30 or local[:4] != b"PK\x03\x04":
         raise InputError(
-            f"{path} is damaged: no header for entry {entry.filename} at byte {entry.header_offset}", hint=_AGAIN
+            f"{path} is damaged: no header for entry {entry.filename} at byte {entry.header_offset}", hint=AGAIN
         )
     name_nbytes, extra_nbytes = struct.unpack("<HH", local[26:30])
     start = entry.header_offset + 30 + name_nbytes + extra_nbytes
@@ -121,7 +120,7 @@ def _span(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, file_nbytes: int)
         raise InputError(
             f"{path} is truncated: entry {entry.filename} ends at byte {start + entry.file_size}, "
             f"the file at byte {file_nbytes}",
-            hint=_AGAIN,
+            hint=AGAIN,
         )
     return start, entry.file_size
 
@@ -165,7 +164,7 @@ def _read_legacy(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Span]]:
         end = position + 8 + numel * itemsizes[key]
         if len(head) < 8 or numel < 0 or end > nbytes:
             raise InputError(
-                f"{path} is truncated: storage {key} should end at byte {end}, the file ends at {nbytes}", hint=_AGAIN
+                f"{path} is truncated: storage {key} should end at byte {end}, the file ends at {nbytes}", hint=AGAIN
             )
         spans[key] = (position + 8, numel * itemsizes[key])
         position = end
@@ -241,13 +240,13 @@ def _constant(value: Any) -> Lazy | None:
 def _lazy(path: Path, source: SourceFile, name: str, ref: TensorRef, spans: Mapping[str, Span]) -> Lazy:
     storage, spec = ref.storage, TensorSpec(ref.dtype, ref.shape)
     if storage.key not in spans:
-        raise InputError(f"{path}: tensor {name!r}: its storage {storage.key} is not in the file", hint=_AGAIN)
+        raise InputError(f"{path}: tensor {name!r}: its storage {storage.key} is not in the file", hint=AGAIN)
     start, nbytes = spans[storage.key]
     stored_itemsize = storage.dtype.itemsize if storage.dtype else 1
     declared = storage.numel * stored_itemsize
     if declared > nbytes:
         raise InputError(
-            f"{path}: tensor {name!r}: storage {storage.key} should hold {declared} bytes, found {nbytes}", hint=_AGAIN
+            f"{path}: tensor {name!r}: storage {storage.key} should hold {declared} bytes, found {nbytes}", hint=AGAIN
         )
     first = storage.start * stored_itemsize + ref.offset * ref.dtype.itemsize
     reach = 1 + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True)) if spec.numel else 0

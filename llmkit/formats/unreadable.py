@@ -30,7 +30,7 @@ _RUNTIMES = (
 )  # fmt: skip
 _FOLDER = "give the folder that holds config.json and the weight files"
 _SOURCE = "give the model that it was made from"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _ARCHIVES = (".zip", ".tar", ".gz", ".7z", ".xz", ".zst", ".bz2")
 _UNFINISHED = (".incomplete", ".crdownload", ".part", ".aria2", ".download", ".tmp")
 _TABLES = (".parquet", ".arrow", ".jsonl", ".csv")
@@ -91,7 +91,7 @@ def no_weight_file(path: Path, head: bytes) -> InputError:
         hint = "it is damaged: fetch it again; of an XOR release: llmkit delta xor BASE RELEASE -o OUT"
     elif path.name.endswith(".index.json"):
         hint = f"it is an index: give the folder, {shlex.quote(str(path.parent))}, that holds the files it names"
-    elif path.suffix in _WEIGHTS:
+    elif path.suffix in WEIGHT_SUFFIXES:
         hint = "it is another program's, or damaged: fetch it again"
     elif (path.parent / "config.json").is_file():  # a file beside the weights: the folder is what opens
         hint = f"give the folder: {path.parent}"

@@ -113,7 +113,7 @@ def summarize(ckpt: Checkpoint) -> Summary:
         n_parameters = sum(p.n_parameters for p in parts)
     elif graph["inside_nbytes"]:
         dtypes = {**dtypes, **{name: dtypes.get(name, 0) + n for name, n in graph["inside"].items()}}
-        files[onnx_folder.FILE] = graph["graph_nbytes"]
+        files[onnx_folder.MODEL] = graph["graph_nbytes"]
     stored: Mapping[str, Mapping[str, int]] = ckpt.details.get("types", {})
     if stored:
         dtypes = {name: entry["nbytes"] for name, entry in stored.items()}

@@ -16,11 +16,10 @@ from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import decoder_config, with_config_beside
 from llmkit.layouts.layout import Layout, OpenedLayout, commonest_dtype, to_hf
 from llmkit.layouts.meta import SPELLING
-from llmkit.layouts.params import number, whole
+from llmkit.layouts.params import PARAMS, number, whole
 from llmkit.tensors.lazy import Lazy
 
 NAME = "consolidated"
-_PARAMS = "params.json"
 _FILE = re.compile(r"consolidated(-\d+-of-\d+)?\.safetensors")
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size")
 _OTHERS = ("norm_eps", "rope_theta", "max_seq_len", "max_position_embeddings", "tied_embeddings", "model_parallel",
@@ -41,13 +40,13 @@ def find(candidate: Candidate) -> OpenedLayout | None:
     folder, files = candidate.folder, candidate.own_files(_FILE)
     if not files:
         return None
-    where = str(folder / _PARAMS)
-    if _PARAMS not in candidate.names:
+    where = str(folder / PARAMS)
+    if PARAMS not in candidate.names:
         raise InputError(
-            f"{folder} holds {listing(p.name for p in files)} and no {_PARAMS}, which says what model it is",
-            hint=f"put the {_PARAMS} of this model into {folder}",
+            f"{folder} holds {listing(p.name for p in files)} and no {PARAMS}, which says what model it is",
+            hint=f"put the {PARAMS} of this model into {folder}",
         )
-    params = candidate.json(_PARAMS)
+    params = candidate.json(PARAMS)
     odd = [k for k, v in params.items() if k not in (*_SIZES, *_OTHERS) and v != _NEUTRAL.get(k, f"no {k}")]
     if odd:
         raise RequirementError(
@@ -75,12 +74,12 @@ def find(candidate: Candidate) -> OpenedLayout | None:
         is_tied=params.get("tied_embeddings") is True and "output.weight" not in tensors,
         dtype=commonest_dtype(tensors),
     )
-    notes = [f"read from {listing(p.name for p in files)} and {_PARAMS}"]
+    notes = [f"read from {listing(p.name for p in files)} and {PARAMS}"]
     beside = with_config_beside(candidate, str(folder), config)
     if beside is None and not isinstance(context, int):
-        notes.append(f"{_PARAMS} does not state the context: {_CONTEXT} tokens assumed")
+        notes.append(f"{PARAMS} does not state the context: {_CONTEXT} tokens assumed")
     config = beside or config
-    return OpenedLayout(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(_PARAMS,), notes=tuple(notes))
+    return OpenedLayout(NAME, to_hf(str(folder), tensors, config, SPELLING), config, own=(PARAMS,), notes=tuple(notes))
 
 
 LAYOUT = Layout(NAME, find, has_own_format=True)

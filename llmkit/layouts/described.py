@@ -16,6 +16,7 @@ from llmkit.errors import InputError
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.layout import OpenedLayout, Spelling, commonest_dtype, same_sizes, to_hf
 from llmkit.tensors.lazy import Lazy
+from llmkit.tensors.source import AGAIN
 from llmkit.tensors.spec import DType
 
 _HEAD_DIM, _EPS, _CONTEXT = 128, 1e-6, 2048
@@ -106,7 +107,7 @@ def _assumed(
     embed, gate = table.name("embed.weight"), table.name("layers.0.mlp.gate.weight")
     absent = [name for name in (embed, gate) if name not in tensors or len(tensors[name].shape) != 2]
     if absent:
-        raise InputError(f"{where}: no matrix {absent[0]}: not a whole model", hint="download or copy the file again")
+        raise InputError(f"{where}: no matrix {absent[0]}: not a whole model", hint=AGAIN)
     vocab, hidden = tensors[embed].shape
     if heads is None and hidden % _HEAD_DIM:
         raise InputError(

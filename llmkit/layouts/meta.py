@@ -24,14 +24,13 @@ from llmkit.formats.torch_zip import TorchNamedFiles
 from llmkit.layouts.candidate import Candidate
 from llmkit.layouts.described import with_config_beside
 from llmkit.layouts.layout import Layout, OpenedLayout, Spelling, WrittenLayout, commonest_dtype, to_hf, weights_for
-from llmkit.layouts.params import config_of, params_of
+from llmkit.layouts.params import PARAMS, config_of, params_of
 from llmkit.tensors.lazy import Lazy
 from llmkit.tensors.moving import TakeRows
 from llmkit.tensors.rearrange import gather_rows, join_columns, split_columns
 from llmkit.tensors.spec import DType
 
 NAME = "meta"
-_PARAMS = "params.json"
 _FILE = re.compile(r"consolidated\.(\d\d)\.pth")
 SPELLING = Spelling(
     Names(
@@ -72,20 +71,20 @@ def find(candidate: Candidate) -> OpenedLayout | None:
     folder, files = candidate.folder, candidate.own_files(_FILE)
     if not files:
         return None
-    if not (folder / _PARAMS).is_file():
+    if not (folder / PARAMS).is_file():
         if len(files) == 1:
             return None  # its tensors under their own names; without params.json no model
         raise InputError(
-            f"{folder} holds {len(files)} consolidated files and no {_PARAMS}",
-            hint=f"put the {_PARAMS} of this model into {folder}",
+            f"{folder} holds {len(files)} consolidated files and no {PARAMS}",
+            hint=f"put the {PARAMS} of this model into {folder}",
         )
     return _read(candidate, files)
 
 
 def _read(candidate: Candidate, files: Sequence[Path]) -> OpenedLayout:
     folder = candidate.folder
-    where = str(folder / _PARAMS)
-    params = candidate.json(_PARAMS)
+    where = str(folder / PARAMS)
+    params = candidate.json(PARAMS)
     numbers = [int(p.name[13:15]) for p in files]
     absent = [f"consolidated.{i:02d}.pth" for i in range(max(numbers) + 1) if i not in numbers]
     shards = [torch_pickle.read(p) for p in files]
@@ -108,17 +107,17 @@ def _read(candidate: Candidate, files: Sequence[Path]) -> OpenedLayout:
         raise InputError(f"{files[0]}: no output.weight or no layers.0.feed_forward.w1.weight: not this layout")
     dtype = commonest_dtype(tensors)
     config = config_of(where, params, head.spec.n_rows, gate.spec.n_rows, dtype)
-    notes = [f"read from Meta's layout: {counted(len(files), 'consolidated file')} and {_PARAMS}"]
+    notes = [f"read from Meta's layout: {counted(len(files), 'consolidated file')} and {PARAMS}"]
     beside = with_config_beside(candidate, str(folder), config)
     if beside is None:
-        notes.append(f"{_PARAMS} does not state the context: {config['max_position_embeddings']} tokens assumed")
+        notes.append(f"{PARAMS} does not state the context: {config['max_position_embeddings']} tokens assumed")
     config = beside or config
     files_above: dict[str, Path | bytes] = {}
     above = folder.resolve().parent / "tokenizer.model"  # where Meta's download puts it
     if not (folder / above.name).is_file() and above.is_file():
         files_above[above.name] = above
     return OpenedLayout(
-        NAME, to_hf(str(folder), tensors, config, SPELLING), config, files_above, own=(_PARAMS,), notes=tuple(notes)
+        NAME, to_hf(str(folder), tensors, config, SPELLING), config, files_above, own=(PARAMS,), notes=tuple(notes)
     )
 
 
@@ -165,7 +164,7 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
     """
     plain = registry.require_model(config, f"--to {NAME}")
     params = params_of(plain)
-    described = config_of(_PARAMS, params, plain.dims.vocab, plain.dims.ffn, DType.F32)
+    described = config_of(PARAMS, params, plain.dims.vocab, plain.dims.ffn, DType.F32)
     model, weights = weights_for(NAME, tensors, config, described, SPELLING)
     weights.setdefault("head.weight", weights["embed.weight"])
     sizes = {"heads": model.dims.heads, "key/value heads": model.dims.kv_heads, "feed-forward size": model.dims.ffn}
@@ -188,9 +187,9 @@ def write(tensors: Mapping[str, Lazy], config: Mapping[str, Any], model_parallel
     return WrittenLayout(
         written,
         TorchNamedFiles(files),
-        {_PARAMS: (json.dumps(params) + "\n").encode()},
+        {PARAMS: (json.dumps(params) + "\n").encode()},
         (f"{counted(model_parallel, 'consolidated file')}; config.json goes along for what "
-         f"{_PARAMS} does not state",),
+         f"{PARAMS} does not state",),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from llmkit.tensors.source import SourceFile
 from llmkit.tensors.spec import DType, TensorSpec
 
 NAME = "onnx"
-FILE = "model.onnx"
+MODEL = "model.onnx"
 ORIGINAL_CONFIG = "config.original.json"
 _OWN = ("genai_config.json", ORIGINAL_CONFIG)
 _DTYPES = {
@@ -46,9 +46,9 @@ def find(candidate: Candidate) -> OpenedLayout | None:
         if path.suffix == ".onnx":
             raise InputError(f"{path} is a graph, whose weights lie beside it", hint=f"give the folder: {path.parent}")
         return None
-    if FILE not in candidate.names:
+    if MODEL not in candidate.names:
         return None
-    model = read_graph(path / FILE)
+    model = read_graph(path / MODEL)
     tensors, inside = _tensors(path, model)
     read = {r.source.path.name for lazy in tensors.values() for r in lazy.reads()}
     if any(name in WEIGHT_SETS for name in candidate.names) and not read & {*filter(is_weight_file, candidate.names)}:
@@ -73,7 +73,7 @@ def _tensors(folder: Path, model: onnx.ModelProto) -> tuple[dict[str, Lazy], Cou
         if not held.external_data:
             inside[kind if dtype is None else dtype.name] += -(-math.prod(shape) * bits // 8)
             continue
-        file, offset = place_of(folder / FILE, held)
+        file, offset = place_of(folder / MODEL, held)
         if file not in sources:
             sources[file] = SourceFile(file)
         if dtype is None:
@@ -115,7 +115,7 @@ def _described(
         "inputs": [_typed(value) for value in graph.input],
         "outputs": [_typed(value) for value in graph.output],
         "weights": [{"file": file, "dtype": d, "nbytes": n} for (file, d), n in weights.items()],
-        "graph_nbytes": (folder / FILE).stat().st_size,
+        "graph_nbytes": (folder / MODEL).stat().st_size,
         "inside_nbytes": sum(inside.values()),
         "inside": dict(inside),
         "n_parameters": None if STATE in metadata else _n_parameters(nodes, graph.initializer),

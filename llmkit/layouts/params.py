@@ -17,6 +17,7 @@ from llmkit.errors import InputError, RequirementError
 from llmkit.layouts.described import decoder_config
 from llmkit.tensors.spec import DType
 
+PARAMS = "params.json"
 _LARGEST_NUMBER = 1e30
 _MULTIPLES = (256, 1024, 4096, 128, 64, 32, 16, 8, 4, 2, 1)
 _MULTIPLIERS = (None, 1.3, 1.5, 1.2, 1.0)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.formats.container import OutputFile, OutputFiles, shard_names
+from llmkit.layouts.onnx_folder import MODEL
 from llmkit.lazy_imports import onnx
 from llmkit.tensors.spec import TensorSpec
 
-MODEL = "model.onnx"
-DATA = "model.onnx.data"
+DATA = f"{MODEL}.data"
 """The file of weights that are written; `model.onnx-00001-of-00003.data` and so on where one would be too large."""
 _ALIGNMENT = 4096  # a page: ONNX Runtime maps what it refers to
 

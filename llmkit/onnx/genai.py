@@ -7,11 +7,11 @@ from typing import Any
 from llmkit.architecture.model import Model
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tokenizer import end_tokens
+from llmkit.layouts.onnx_folder import MODEL
 from llmkit.lazy_imports import onnx
-from llmkit.onnx.container import MODEL
 from llmkit.onnx.context import IN_PLACE
+from llmkit.onnx.parts import TOKEN_INPUTS
 
-_FED = ("input_ids", "attention_mask", "position_ids")
 _CACHE = ("past_key_values.%d.key", "past_key_values.%d.value")
 
 
@@ -23,7 +23,7 @@ def unfed_inputs(graph: onnx.ModelProto, model: Model) -> list[str]:
     """
     names = [value.name for value in graph.graph.input]
     cache = [pattern % layer for layer in range(model.dims.layers) for pattern in _CACHE]
-    fed = {*_FED, *cache}
+    fed = {*TOKEN_INPUTS, *cache}
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.graph.input}
     stated = [model.dims.kv_heads, model.dims.head_dim]
     unlike = [name for name in cache if name in shapes and shapes[name][1::2] != stated]
@@ -38,7 +38,7 @@ def genai_config(ckpt: Checkpoint, model: Model, attention: str, provider: str) 
     """
     dims, config = model.dims, ckpt.config
     eos_ids = end_tokens(ckpt) or [0]
-    inputs = {name: name for name in _FED}
+    inputs = {name: name for name in TOKEN_INPUTS}
     cache = dict(zip(("past_key_names", "past_value_names"), _CACHE, strict=True))
     context = dims.context or 2048
     providers: list[dict[str, Any]] = [] if provider == "cpu" else [{provider: {}}]

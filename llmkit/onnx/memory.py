@@ -13,9 +13,7 @@ from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.lazy_imports import torch
 from llmkit.onnx.context import IN_PLACE
-from llmkit.onnx.parts import Parts
-
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+from llmkit.onnx.parts import TOKEN_INPUTS, Parts
 
 
 class Memory:
@@ -132,7 +130,7 @@ def _paired(parts: Parts) -> dict[str, str]:
     """
     state = {name: name.replace("past_key_values.", "present.", 1) for name in parts.inputs}
     state = {name: out for name, out in state.items() if name != out and out in parts.outputs}
-    left = [name for name in parts.inputs if name not in (*_KNOWN_INPUTS, *state)]
+    left = [name for name in parts.inputs if name not in (*TOKEN_INPUTS, *state)]
     shapes = {name: parts.inputs[name].shape for name in state}
     vague = [name for name, shape in shapes.items() if not _has_sizes(shape)]
     if left or vague or not state:

@@ -12,10 +12,9 @@ from llmkit.architecture import registry
 from llmkit.errors import InputError, RequirementError, require_choice
 from llmkit.formats.json_text import read_object
 from llmkit.formats.onnx_graph import read_graph
-from llmkit.layouts.onnx_folder import ORIGINAL_CONFIG
+from llmkit.layouts.onnx_folder import MODEL, ORIGINAL_CONFIG
 from llmkit.lazy_imports import onnx, torch
 from llmkit.onnx.binding import reason
-from llmkit.onnx.container import MODEL
 from llmkit.onnx.model import ACCURACY
 from llmkit.onnx.parts import Parts
 from llmkit.onnx.session import OrtDecoder

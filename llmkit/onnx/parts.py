@@ -19,7 +19,7 @@ from llmkit.onnx.binding import ELEMENTS, BoundSession
 from llmkit.onnx.split import HIDDEN, last_column, split_head
 
 _MOST_ELEMENTS = 2**40  # of an end without its free dimensions: with them, sizes still fit 64 bits
-_TOKENS = ("input_ids", "attention_mask", "position_ids")
+TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _TORCH = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -71,7 +71,7 @@ class Parts:
             return f"its logits are of shape {list(logits.shape)[:9]}, expected [batch, sequence, a number of tokens]"
         if "float" not in logits.dtype:
             return f"its logits are {logits.dtype}, expected floats"
-        if sized := [n for n in _TOKENS if n in self.inputs and not _takes_any(self.inputs[n].shape)]:
+        if sized := [n for n in TOKEN_INPUTS if n in self.inputs and not _takes_any(self.inputs[n].shape)]:
             shape = self.inputs[sized[0]].shape
             return f"its {sized[0]} is of shape {list(shape)[:9]}, expected [batch, sequence] as names"
         if not self.is_divided:

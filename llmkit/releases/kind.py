@@ -10,7 +10,7 @@ from llmkit.formats.folder import INDEX_NAMES, is_weight_file
 from llmkit.formats.unreadable import read_head
 
 XORED, ENCRYPTED = "xor", "enc"
-_GZIP = b"\x1f\x8b\x08"
+GZIP = b"\x1f\x8b\x08"
 _SHARD = re.compile(r"consolidated\.\d\d\.pth")
 
 
@@ -31,7 +31,7 @@ def _is_xored(head: bytes) -> bool:
     """Two files of one format agree in their first bytes, so their exclusive or begins with zeros."""
     if safetensors.looks_like(head) or torch_pickle.looks_like(head) or head[8:9] == b"{":  # a header in clear
         return False
-    return head[:4] == bytes(4) or head[:3] == _GZIP or (len(head) >= 9 and head[4:9] == bytes(5))
+    return head[:4] == bytes(4) or head[:3] == GZIP or (len(head) >= 9 and head[4:9] == bytes(5))
 
 
 def has_clear_config(path: Path) -> bool:

@@ -23,7 +23,7 @@ from llmkit.formats.folder import is_weight_file
 from llmkit.formats.json_text import MAX_NBYTES
 from llmkit.formats.unreadable import refuse_pointer
 from llmkit.releases.decoding import Decoding
-from llmkit.releases.kind import ENCRYPTED, XORED, command_for, release_kind
+from llmkit.releases.kind import ENCRYPTED, GZIP, XORED, command_for, release_kind
 from llmkit.releases.kinship import FEW, HALF, measure_kinship
 from llmkit.releases.probe import is_json
 from llmkit.releases.streams import Coded, ZeroPadded
@@ -32,7 +32,6 @@ from llmkit.tensors.spec import format_bytes
 from llmkit.transforms.delta.base_check import BF16_ROUNDED, bf16_share
 
 _VERBATIM = ("added_tokens.json",)
-_GZIP = b"\x1f\x8b\x08"
 _CONVERT = "convert the base with the versions that the model card names, and compare its hashes with --hashes FILE"
 
 
@@ -69,7 +68,7 @@ def plan_xor(base: Path, payload: Path) -> Decoding:
             files.append(Coded(name, source))
         elif (base / name).is_file():
             pad = ZeroPadded(SourceFile(base / name))
-            files.append(Coded(name, source, pad=pad, is_gzipped=head[:3] == _GZIP))
+            files.append(Coded(name, source, pad=pad, is_gzipped=head[:3] == GZIP))
             notes += _length_note(files[-1], pad)
         elif _is_document(source):
             files.append(Coded(name, source))

@@ -12,6 +12,9 @@ from llmkit.errors import InputError
 from llmkit.lazy_imports import torch
 from llmkit.tensors.spec import TensorSpec
 
+AGAIN = "download or copy the file again"
+"""The hint for a damaged file."""
+
 
 class SourceFile:
     """A file whose size and modification time were noted when its header was read.

@@ -18,6 +18,7 @@ from typing import Any
 from llmkit.errors import InputError
 from llmkit.formats.json_text import parse_object
 from llmkit.formats.tokenizer_files import FileKind, names_of
+from llmkit.tensors.source import AGAIN
 
 MOST_IDS = 10_000_000
 _MOST_PADDING = 2**20  # tokens: the library makes all of them
@@ -183,7 +184,7 @@ def template_text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8: {error}", hint="download or copy the file again") from error
+        raise InputError(f"{where} is not UTF-8: {error}", hint=AGAIN) from error
 
 
 def _is_number(value: Any) -> bool:

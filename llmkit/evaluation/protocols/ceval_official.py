@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.documents import FOUR
 from llmkit.evaluation.extraction import of_ceval_chat
 from llmkit.evaluation.prompting import Case, Item, Prompting, Session, drop_last_shots, single_tokens
 from llmkit.evaluation.protocol import Average
@@ -33,7 +33,7 @@ class Official(Prompting):
         if chat:
             return self._chat(session, cases)
         prompts = session.prompts(drop_last_shots(session, cases, write_prompt, session.max_length))
-        alone = session.encode(LETTERS[:4], special=False)
+        alone = session.encode(FOUR, special=False)
         letters = single_tokens([ids[0] for ids in alone], self.name)
         return session.choose(cases, prompts, [letters[: len(case.item.choices)] for case in cases])
 

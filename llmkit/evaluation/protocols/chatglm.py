@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llmkit.errors import InputError
-from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.documents import FOUR
 from llmkit.evaluation.prompting import Case, Prompting, Session, single_tokens
 from llmkit.evaluation.protocol import Plan, Workload
 from llmkit.evaluation.record import Question
@@ -47,7 +47,7 @@ class TwoStages(Prompting):
         second = session.prompts(
             [in_round(f"{case.item.text}{text}\n{_SUMMARY}") for case, text in zip(cases, texts, strict=True)]
         )
-        letters = [ids[0] for ids in session.encode(LETTERS[:4], special=False)]
+        letters = [ids[0] for ids in session.encode(FOUR, special=False)]
         options = single_tokens(letters, self.name)
         questions = session.choose(cases, second, [options] * len(cases))
         # what was sent first is the same for all models with one tokenizer, and is what tells runs apart

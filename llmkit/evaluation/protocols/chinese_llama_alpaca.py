@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from llmkit.decoder.sampling import Sampling
 from llmkit.errors import InputError
 from llmkit.evaluation import extraction
-from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.documents import FOUR
 from llmkit.evaluation.prompting import Case, Ids, Prompt, Prompting, Session
 from llmkit.evaluation.protocol import Average
 from llmkit.evaluation.protocols.ceval_cot import write_item
@@ -55,8 +55,8 @@ class ChineseAlpaca(Prompting):
         max_new = 1 if self.is_constrained else _MAX_NEW
         prompts = session.prompts([self._write(case) for case in cases], max_new=max_new)
         if self.is_constrained:
-            alone = [ids[0] for ids in session.encode(LETTERS[:4], special=False)]
-            after = [ids[-1] for ids in session.encode([f"：{letter}" for letter in LETTERS[:4]], special=False)]
+            alone = [ids[0] for ids in session.encode(FOUR, special=False)]
+            after = [ids[-1] for ids in session.encode([f"：{letter}" for letter in FOUR], special=False)]
             options = [[(a,), (b,)] for a, b in zip(alone, after, strict=True)]
             return session.choose(cases, prompts, [options] * len(cases), value=_sum_of_logits)
         texts = session.generate(prompts, max_new=max_new, sampling=Sampling(repetition_penalty=_PENALTY))

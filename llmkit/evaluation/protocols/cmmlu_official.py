@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmkit.evaluation.documents import LETTERS
+from llmkit.evaluation.documents import FOUR
 from llmkit.evaluation.prompting import Case, Ids, Item, Prompting, Session, single_tokens
 from llmkit.evaluation.protocol import Average
 from llmkit.evaluation.record import Question
@@ -28,7 +28,7 @@ class Official(Prompting):
         questions = [_question(case.item) for case in cases]
         longest = min(MAX_LENGTH, session.max_length)
         prompts = session.prompts(fit_shots(session, cases, [header(case) for case in cases], questions, longest))
-        letters = single_tokens([session.token_id(letter) for letter in LETTERS[:4]], self.name)
+        letters = single_tokens([session.token_id(letter) for letter in FOUR], self.name)
         return session.choose(cases, prompts, [letters[: len(case.item.choices)] for case in cases])
 
 
