@@ -7,7 +7,7 @@ in a padded batch, packed behind a shared prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -154,8 +154,12 @@ def random_checkpoint(architecture: Architecture, config: Mapping[str, Any], *, 
 def random_ids(architecture: Architecture, config: Mapping[str, Any]) -> torch.Tensor:
     """Token ids [2, T] that the model can read; what every prompt must end with stands after the third."""
     n_vocab = architecture.bind(config).dims.vocab
-    ids = torch.randint(0, n_vocab, (2, _N_TOKENS), generator=torch.Generator().manual_seed(1))
-    suffix = architecture.prompt_suffix_of(config)
+    return ids_with(architecture.prompt_suffix_of(config), n_vocab, _N_TOKENS, seed=1)
+
+
+def ids_with(suffix: Sequence[int], n_vocab: int, n_tokens: int, *, seed: int) -> torch.Tensor:
+    """Random token ids [2, n_tokens]; after the third stands what every prompt must end with."""
+    ids = torch.randint(0, n_vocab, (2, n_tokens), generator=torch.Generator().manual_seed(seed))
     for end in suffix:
         ids[ids == end] = 0
     ids[:, 3 : 3 + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
@@ -168,7 +172,7 @@ def _names(case: _Case) -> None:
     model = case.architecture.bind(case.config)
     if faults := model.table.faults(model.slots):
         raise PluginError("; ".join(faults[:3]))
-    model.check({n: t.spec for n, t in case.ckpt.tensors.items()}).raise_if_bad(case.ckpt.label)
+    model.check(case.ckpt.specs).raise_if_bad(case.ckpt.label)
 
 
 def _prompt(case: _Case) -> None:

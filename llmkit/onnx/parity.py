@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.architecture import registry
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.decoder import load_decoder
+from llmkit.decoder.contract import ids_with
 from llmkit.lazy_imports import torch
 from llmkit.onnx.kv_cache import RoundedDecoder, scales_in
 from llmkit.onnx.model import ACCURACY
@@ -151,13 +152,7 @@ def compare_decoders(
 
 
 def _prompts(wanted: Any, suffix: tuple[int, ...], n_vocab: int | None = None) -> torch.Tensor:
-    """Token ids [2, 32]; after the third stands what every prompt must hold."""
-    n = n_vocab if n_vocab is not None else wanted.model.dims.vocab
-    ids = torch.randint(0, n, (2, _N_TOKENS), generator=torch.Generator().manual_seed(0))
-    for end in suffix:
-        ids[ids == end] = 0
-    ids[:, 3 : 3 + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
-    return ids
+    return ids_with(suffix, n_vocab if n_vocab is not None else wanted.model.dims.vocab, _N_TOKENS, seed=0)
 
 
 def difference_of(case: str, actual: torch.Tensor, wanted: torch.Tensor) -> Difference:
