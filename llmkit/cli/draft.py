@@ -51,7 +51,7 @@ def new(
     if existing := _known(ckpt.config):
         out.note(f"the plugin {existing} describes this model already; this is another draft of it")
     wanted = _identifier(name or str(ckpt.config.get("model_type") or ckpt.label))
-    specs = {n: t.spec for n, t in ckpt.tensors.items()}
+    specs = ckpt.specs
     draft = draft_plugin(specs, ckpt.config, name=wanted, label=ckpt.label)
     text, problems = plugin_text(draft, ckpt.label), list(draft.problems)
     if output is not None:
@@ -129,7 +129,7 @@ def compare(architecture: Architecture, model: str) -> Check:
 
     ckpt = open_checkpoint(model)
     try:
-        report = architecture.bind(dict(ckpt.config)).check({n: t.spec for n, t in ckpt.tensors.items()})
+        report = architecture.bind(dict(ckpt.config)).check(ckpt.specs)
     except LlmkitError as error:
         return Check(f"{ckpt.label}: names and shapes", None, error.message)
     return Check(f"{ckpt.label}: names and shapes", None, listing(report.problems, 3) or None)

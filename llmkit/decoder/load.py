@@ -98,7 +98,7 @@ def _loaded(
     ckpt = float_text_part(ckpt, dtype=wanted)
     model = architecture.bind(ckpt.config).fitted(ckpt.tensors)
     model.unread.raise_if_refused(ckpt.label)
-    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    model.check(ckpt.specs).raise_if_bad(ckpt.label)
     for text in model.unread.warnings:  # commands say it themselves (`model_warnings`)
         warnings.warn(text, stacklevel=3)
     with torch.inference_mode():

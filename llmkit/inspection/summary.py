@@ -184,7 +184,7 @@ def _bind(floats: Checkpoint) -> tuple[Model | None, Report | None, list[str], l
         refused, said = list(model.unread.refused), list(model.unread.warnings)
         if floats.layout == onnx_folder.NAME:
             return model, None, refused, said  # a graph leaves out what it does not need, and has tensors of its own
-        return model, model.check({name: t.spec for name, t in floats.tensors.items()}), refused, said
+        return model, model.check(floats.specs), refused, said
     except LlmkitError as error:
         return None, None, [error.message], []
 

@@ -138,7 +138,7 @@ def _prepared(
     model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
     _refuse_changed(ckpt, model)
-    report = model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()})
+    report = model.check(ckpt.specs)
     report.raise_if_bad(ckpt.label)
     compute, notes = _COMPUTE[dtype], []
     if provider == "cpu" and compute == "BFLOAT16":

@@ -112,7 +112,7 @@ def choose_layers(
         usual = {name for name in usual if slots[name].kind == "head" or slots[name].layer is not None}
     chosen = [name for name, why in reasons.items() if why is None and (only or name in usual)]
     if not chosen:
-        model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+        model.check(ckpt.specs).raise_if_bad(ckpt.label)
         raise nothing_to_quantize(ckpt, model, keep, only)
     return layers_of(ckpt, chosen, codec)
 

@@ -147,7 +147,7 @@ def _known(ckpt: Checkpoint) -> tuple[Model, GgufFamily, TokenizerKind | None]:
         )
     model = ckpt.require_model()
     model.unread.raise_if_refused(ckpt.label)
-    model.check({name: lazy.spec for name, lazy in ckpt.tensors.items()}).raise_if_bad(ckpt.label)
+    model.check(ckpt.specs).raise_if_bad(ckpt.label)
     why = family.refuses(model) if family.refuses is not None else None
     if why is not None:
         raise RequirementError(f"llama.cpp cannot run this {architecture.name} model: {why}", hint="--to hf holds any")

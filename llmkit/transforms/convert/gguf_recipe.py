@@ -112,7 +112,7 @@ def block_candidates(ckpt: Checkpoint, written: Checkpoint, recipe: Recipe) -> C
         if model.is_tied and "embed.weight" in by_id[name]:
             by_id[name]["head.weight"] = by_id[name]["embed.weight"]
     total = sum(lazy.spec.nbytes for lazy in written.tensors.values())
-    (file,) = written.container.lay_out({n: lazy.spec for n, lazy in written.tensors.items()}, 2**62).files
+    (file,) = written.container.lay_out(written.specs, 2**62).files
     fixed = total - sum(written.tensors[name].spec.nbytes for name in found)
     return Candidates(found, by_id, fixed, file.nbytes - total, shares_products=False)
 
