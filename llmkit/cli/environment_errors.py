@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 from llmkit.cli.packages import missing_package
@@ -25,12 +26,18 @@ _WORDS = {
 def check_arguments(args: Sequence[str]) -> None:
     """Refuse bytes that are no UTF-8, which no tokenizer, manifest or JSON answer can hold, and NUL, which no path can.
 
+    And empty ones, which an unset variable leaves: as a path they would be the current folder. A prompt may be empty.
+
     Raises:
         InputError: naming the argument.
     """
     for number, arg in enumerate(args, 1):
         if "\0" in arg:
             raise InputError(f"argument {number} has a NUL character: {arg!r}", hint="leave it out")
+        if args[0] != "generate" and (not arg or re.fullmatch("--[a-z-]+=", arg)):
+            before = arg or args[number - 2]
+            what = before.rstrip("=") if before.startswith("-") else f"argument {number}"
+            raise InputError(f"{what} is empty", hint="leave it out, or give a value; is a variable unset?")
         if not arg.isascii():
             try:
                 arg.encode("utf-8")

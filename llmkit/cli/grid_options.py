@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -290,6 +291,6 @@ def _default_calibration(out: Output, ckpt: Checkpoint, method: str | None, bits
 def _group_size(text: str) -> int | str:
     if text in ("auto", "channel"):
         return text
-    if text.isdigit():
+    if re.fullmatch("[0-9]{1,9}", text):
         return int(text)
     raise InputError(f"--group-size {text!r}: expected a number, channel or auto", hint="--group-size 64")

@@ -155,7 +155,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 def parse_bytes(text: str) -> int:
     """Bytes from `5GB`, `700MiB`, `1000000`. Decimal units are powers of 1000."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     if match is None:
         raise InputError(f"size {text!r} is not a number of bytes", hint="write it as 5GB, 700MiB or 1000000")
     nbytes = int(float(match[1]) * _UNITS[match[2] or ""])

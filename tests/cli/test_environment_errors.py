@@ -79,6 +79,30 @@ def test_an_argument_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None
     assert "argument 2 is not UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (["verify", ""], "argument 2"),
+        (["plugins", "check", ""], "argument 3"),
+        (["export", "m", "--attention", "", "-o", "o"], "--attention"),
+        (["quantize", "m", "--calibration=", "-o", "o"], "--calibration"),
+    ],
+)
+def test_an_unset_variable_is_no_folder_and_no_name(line, named, capsys) -> None:
+    assert main(line) == 2
+    assert (
+        f"error: {named} is empty\nhint: leave it out, or give a value; is a variable unset?" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "option", ["--bits=4 --group-size=", "--target-size=", "--bits=8 --calibration=none --max-shard-size="]
+)
+def test_numbers_of_thousands_of_digits_are_refused(tiny, tmp_path: Path, option, capsys) -> None:
+    assert main(["quantize", str(tiny), "-o", str(tmp_path / "o"), *f"{option}{'9' * 5000}".split()]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+
+
 def test_names_that_no_file_system_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")

@@ -381,7 +381,7 @@ def test_what_is_not_there_is_named_as_that(call, tiny, tmp_path, monkeypatch):
         (["verify", "ouut"], "ouut: no such folder", "did you mean out?"),
         (["explain", "out/config.json", "x"], "out/config.json is no folder, and llmkit.json", "give the folder: out"),
         (["verify", tiny / "config.json"], "config.json is no folder", "llmkit inspect"),
-        (["inspect", ""], "the name of a model is empty", "is a variable unset?"),
+        (["inspect", ""], "argument 2 is empty", "is a variable unset?"),
         (["inspect", "."], "such as out", "give out"),
         (["convert", tiny, "--to", "hf", "--max-shard-size", "0", "-o", "x"], "size '0' holds nothing", "5GB"),
     ):
