@@ -17,6 +17,7 @@ from llmkit.formats.adapter_names import parse_names
 from llmkit.tensors.lazy import Lazy
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+_PREFIXES = {"LORA": "lora_", "ADALORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_"}
 _NEEDED = {
     **{a: (b,) for a, b in _PAIRS}, **{b: (a,) for a, b in _PAIRS},
     "hada_w1_a": ("hada_w1_b", "hada_w2_a", "hada_w2_b"), "lokr_w1_a": ("lokr_w1_b",), "lokr_w2_a": ("lokr_w2_b",),
@@ -103,6 +104,9 @@ def from_peft(
             f"{label}: keys of {CONFIG_NAME} that are not known here and are not considered: {listing(unknown)}"
         )
     modules, replacements, deltas = _sorted(label, tensors)
+    _refuse_other_kind(label, kind, modules)
+    warnings += _incomplete(label, config, modules, deltas, force)
+    warnings += _left_out_warnings(label, config, modules)
     pruned = {m: modules.pop(m) for m in [m for m, parts in modules.items() if _is_of_rank_zero(parts)]}
     of_pruned = {id(lazy) for parts in pruned.values() for lazy in parts.values()}
     _refuse_empty(label, {name: lazy for name, lazy in tensors.items() if id(lazy) not in of_pruned})
@@ -122,6 +126,43 @@ def from_peft(
         notes=(*_base_notes(label, config), *_pruned_notes(label, pruned)),
         warnings=tuple(warnings),
     )
+
+
+def _refuse_other_kind(label: str, kind: str, modules: Mapping[str, Iterable[str]]) -> None:
+    """Refuse tensors of another kind of adapter than the config states: PEFT finds none of its own among them."""
+    own = _PREFIXES.get(kind)
+    for module, parts in modules.items():
+        for part in parts:
+            if own is not None and not part.startswith(own) and part.startswith(tuple(_PREFIXES.values())):
+                raise InputError(
+                    f"{label}: peft_type of its {CONFIG_NAME} is {kind}, and its file holds {part} of {module}",
+                    hint="the config is another adapter's: take the one that was saved with the file",
+                )
+
+
+def _incomplete(
+    label: str, config: Mapping[str, Any], modules: Mapping[str, Iterable[str]], deltas: object, force: bool
+) -> Iterable[str]:
+    """What the config says was trained beside the factors, and the file lacks: refused, or with `force` a warning."""
+    lengths = "lora_magnitude_vector"
+    bare = [m for m, parts in modules.items() if lengths not in parts and any(a in parts for a, _ in _PAIRS)]
+    for key, lacking in (("use_dora", bare and f"{lengths} of {bare[0]}"), ("trainable_token_indices", "trained rows")):
+        if not config.get(key) or not lacking or (deltas and key != "use_dora"):
+            continue
+        text = f"{label}: its file has no {lacking}, which {key} of its {CONFIG_NAME} says was trained"
+        if not force:
+            raise RequirementError(
+                text, hint="save it again from the trained model (model.save_pretrained); --force merges what is there"
+            )
+        yield f"forced: {text}"
+
+
+def _left_out_warnings(label: str, config: Mapping[str, Any], modules: Iterable[str]) -> Iterable[str]:
+    if out := rules.left_out(config, modules):
+        yield (
+            f"{label}: its {CONFIG_NAME} leaves out {listing(out, 3)}, and its file has an update for "
+            f"{'it' if len(out) == 1 else 'them'}, which is merged, and which peft would not load"
+        )
 
 
 def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:

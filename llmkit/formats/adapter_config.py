@@ -134,6 +134,41 @@ def saved_modules(config: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in stated] if isinstance(stated, list) else []
 
 
+def left_out(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """Modules to which PEFT would apply no update, as the config leaves them out where it names others of them.
+
+    None where it names none of them: then these are names of another model class.
+    """
+    targets = config.get("target_modules")
+    if not targets or targets == "all-linear" or config.get("target_parameters") or config.get("ensure_weight_tying"):
+        return []
+    try:
+        found = {module: _is_target(config, targets, module) for module in modules}
+    except re.error:
+        return []
+    return [module for module, is_target in found.items() if not is_target] if any(found.values()) else []
+
+
+def _is_target(config: Mapping[str, Any], targets: Any, module: str) -> bool:
+    """PEFT's `check_target_module_exists`."""
+    if _is_among(config.get("exclude_modules"), module) or not _is_among(targets, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == [] or isinstance(targets, str) or module in targets:
+        return True
+    patterns = config.get("layers_pattern") or "[^.]*"
+    for pattern in patterns if isinstance(patterns, list) else [patterns]:
+        if index := re.match(rf".*\.{pattern}\.(\d+)\.", module):
+            return int(index[1]) in (layers if isinstance(layers, list) else [layers])
+    return False
+
+
+def _is_among(named: Any, module: str) -> bool:
+    if isinstance(named, str):
+        return re.fullmatch(named, module) is not None
+    return isinstance(named, list | Mapping) and any(module == n or module.endswith(f".{n}") for n in named)
+
+
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys that no version of PEFT known here writes: their meaning is not considered."""
     return [key for key in config if key not in _KNOWN_KEYS]

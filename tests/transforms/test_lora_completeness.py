@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmkit.errors import RequirementError
+from llmkit.errors import InputError, RequirementError
 from llmkit.transforms.lora import merge, open_adapter
 
 
@@ -81,3 +81,56 @@ def test_layers_that_the_config_leaves_out_are_not_missed(tmp_path, options):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config.items() >= {k: v for k, v in options.items() if k != "exclude_modules"}.items()
     assert merge(ckpt, [open_adapter(tmp_path / "adapter")]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "without", "key"),
+    [
+        ({"use_dora": True}, "lora_magnitude_vector", "use_dora"),
+        ({"trainable_token_indices": [3, 6]}, "trainable_tokens", "trainable_token_indices"),
+    ],
+)
+def test_what_was_trained_beside_the_factors_and_is_not_there(tmp_path, options, without, key):
+    ckpt, adapter = trained(tmp_path, without=without, **options)
+    with pytest.raises(RequirementError, match=f"which {key} of its adapter_config.json says was trained") as caught:
+        open_adapter(adapter)
+    assert "--force" in caught.value.hint
+    made = merge(ckpt, [open_adapter(adapter, force=True)], force=True)
+    assert any(warning.startswith("forced: ") and key in warning for warning in made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        ({"target_modules": ["q_proj"]}, "v_proj"),
+        ({"target_modules": ".*q_proj"}, "v_proj"),
+        ({"exclude_modules": ["v_proj"]}, "v_proj"),
+        ({"exclude_modules": "model.layers.1.*"}, "layers.1"),
+        ({"layers_to_transform": [0]}, "layers.1"),
+        ({"layers_to_transform": 0, "layers_pattern": "layers"}, "layers.1"),
+    ],
+)
+def test_updates_that_the_config_leaves_out_are_named(tmp_path, options, left_out):
+    """They are what PEFT would not load: merged, it gives another model."""
+    model = world.llama()
+    world.train(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), tmp_path / "adapter")
+    ckpt = world.open_base(world.save_base(model, tmp_path / "base"))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ckpt.origin), tmp_path / "adapter")
+    held = {
+        n.split(".lora_A.")[0].removeprefix("base_model.model.") for n, _ in loaded.named_parameters() if "lora_A" in n
+    }
+    (said,) = merge(ckpt, [open_adapter(tmp_path / "adapter")]).warnings
+    assert left_out in said
+    assert not any(module in said for module in held)
+    assert "would not load" in said
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3"])
+def test_a_config_of_another_kind_of_adapter(tmp_path, kind):
+    world.train(world.llama(), LoraConfig(r=2, target_modules=["q_proj"]), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": kind}))
+    with pytest.raises(InputError, match=f"is {kind}, and its file holds lora_A of model.layers.0.self_attn.q_proj"):
+        open_adapter(tmp_path)
