@@ -12,7 +12,8 @@ from llmkit.cli.command import command
 from llmkit.cli.options import OutDtypeOption, SeedOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
-from llmkit.errors import counted
+from llmkit.errors import InputError, counted
+from llmkit.formats.adapter_files import CONFIG_NAME
 
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
@@ -61,6 +62,11 @@ def merge(
 
     model = require_model(open_model(base, force=writing.force), "lora merge")
     opened = [lora.open_adapter(a, alpha=alpha, force=writing.force) for a in adapters]
+    if alpha is not None and all(a.folder is not None and (a.folder / CONFIG_NAME).is_file() for a in opened):
+        raise InputError(
+            f"--alpha is for a LoRA file without a config, and {opened[0].label} has {CONFIG_NAME}",
+            hint="leave --alpha out; --weight W multiplies an update",
+        )
     meter = Meter()
     options: dict[str, Any] = {"weights": weight, "dtype": dtype, "force": writing.force, "requantize": requantize}
     merged = lora.merge(model, opened, meter=meter, **options)

@@ -104,6 +104,14 @@ def test_combine_and_extract_write_adapters(world, capsys):
     assert torch.allclose(q(world / "again"), q(world / "sum"), atol=0.05)
 
 
+def test_alpha_is_not_taken_where_the_config_has_it(world, capsys):
+    assert main(["lora", "merge", str(world / "base"), str(world / "one"), "--alpha", "8", "-o", str(world / "o")]) == 2
+    assert (
+        "error: --alpha is for a LoRA file without a config, and one has adapter_config.json" in capsys.readouterr().err
+    )
+    assert not (world / "o").exists()
+
+
 def test_errors_leave_no_output(world, capsys):
     config = world / "one" / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": "pissa"}))

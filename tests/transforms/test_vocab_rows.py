@@ -8,7 +8,7 @@ import vocab_world as world
 from sentencepiece import SentencePieceProcessor
 
 import llmkit
-from llmkit.errors import RequirementError
+from llmkit.errors import InputError, RequirementError
 from llmkit.tensors.lazy import Context
 from llmkit.transforms import vocab
 from llmkit.transforms.vocab.focus import sparsemax
@@ -162,6 +162,13 @@ def test_padding_that_was_there_becomes_rows_of_new_tokens(case, tmp_path):
     assert new[n + 2 :].equal(old[n + 2 :])
     assert new[n].equal(new[n + 1])
     assert not new[n].equal(old[n])
+
+
+@pytest.mark.parametrize("multiple", [0, 10**11])
+def test_padding_beyond_any_vocabulary_is_refused(case, tmp_path, multiple):
+    """A list of as many rows would fill the memory before the plan could tell what they take."""
+    with pytest.raises(InputError, match=f"pad_to_multiple {multiple}: expected 1 to"):
+        vocab.extend(case[1], case[0] / "zh.model", pad_to_multiple=multiple)
 
 
 def test_a_quantized_head_is_refused(case, tmp_path):

@@ -92,11 +92,14 @@ def resized(
     )
 
 
+_MOST_ROWS = 2**22  # some times the largest vocabularies
+
+
 def _padded(n_rows: int, multiple: int | None) -> int:
     if multiple is None:
         return n_rows
-    if multiple < 1:
-        raise InputError(f"pad_to_multiple {multiple}: expected 1 or more", hint="64 suits GPUs")
+    if not 0 < multiple <= _MOST_ROWS:
+        raise InputError(f"pad_to_multiple {multiple}: expected 1 to {_MOST_ROWS}", hint="64 suits GPUs")
     return -(-n_rows // multiple) * multiple
 
 
