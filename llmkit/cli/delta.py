@@ -46,13 +46,13 @@ def apply(
     """Add a delta to its base, bit for bit as the published script does.
 
     The wrong base is refused where that is certain, and warned of with the measured figure where only statistics can
-    tell.
+    tell. Exit code 1 when the sum of all weights is not that of --expected-sum.
     """
     from llmkit.checkpoint.checkpoint import open_checkpoint
     from llmkit.checkpoint.classification import open_model
     from llmkit.transforms import delta as deltas
     from llmkit.transforms.delta.base_check import check_base
-    from llmkit.transforms.delta.base_structure import raise_refusals
+    from llmkit.transforms.delta.base_structure import Finding, raise_refusals
     from llmkit.transforms.delta.checksum import ChecksumMeter, ExpectedSum, judge_sum
 
     refuse_coded(delta, ", not a delta of weights", base, delta)
@@ -68,6 +68,7 @@ def apply(
     stated = result.history[-1].get("expected_sums", ()) if result.history else ()
     expected = [ExpectedSum(**entry) for entry in stated]
     meter = ChecksumMeter()
+    missed: list[Finding] = []
 
     def finish(manifest: Mapping[str, Any]) -> Addition:
         document: dict[str, Any] = {"base_check": [asdict(f) for f in findings]}
@@ -77,10 +78,15 @@ def apply(
             text = "the sum of all weights was not compared: an interrupted run had written a part of them"
             return document | {"checksum": None}, lambda: out.line(text)
         verdict = judge_sum(meter.total, expected)
+        if expected_sum is not None and verdict.level != "note":
+            missed.append(verdict)
+            return document | {"checksum": asdict(verdict)}, lambda: None
         say = out.line if verdict.level == "note" else out.warning
         return document | {"checksum": asdict(verdict)}, lambda: say(verdict.words)
 
     write(out, result, writing, observe=meter.update if expected else None, finish=finish)
+    for verdict in missed:
+        out.refuse(verdict.message, verdict.hint)
 
 
 @command(

@@ -126,6 +126,29 @@ def test_delta_round_trip_and_explain(call, tiny, model, tmp_path):
     assert not (tmp_path / "wrong").exists()
 
 
+def test_a_sum_that_is_stated_and_missed_is_a_no(call, tiny, model, tmp_path):
+    """What a script asserts about a release must not pass there as a warning."""
+    call("delta", "make", tiny, model, "--profile", "plain", "-o", tmp_path / "delta")
+    arguments = (
+        "delta",
+        "apply",
+        tiny,
+        tmp_path / "delta",
+        "--profile",
+        "plain",
+        "-o",
+        tmp_path / "out",
+        "--overwrite",
+    )
+    missed = call(*arguments, "--expected-sum", "1e6")
+    assert missed.code == 1
+    assert "\nsum of all weights" in missed.err
+    assert "arithmetic in the delta's dtype, no new rows" in missed.err
+    assert (tmp_path / "out" / "llmkit.json").is_file()
+    total = sum(w.double().sum().item() for w in weights(tmp_path / "out").values())
+    assert call(*arguments, "--expected-sum", str(total), "--json").code == 0
+
+
 def test_dry_run_writes_nothing_and_says_everything(call, tiny, tmp_path):
     out = tmp_path / "out"
     args = ["quantize", tiny, "--bits", "4", "--group-size", "32", "-o", out]

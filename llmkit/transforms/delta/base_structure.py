@@ -50,7 +50,7 @@ class Finding:
     def words(self) -> str:
         """The message of a finding that stops nothing, with what to do."""
         forced = "forced: " if self.level == "refuse" else ""
-        return forced + self.message + (f" ({self.hint})" if self.hint and self.level == "warn" else "")
+        return forced + self.message + (f"; {self.hint}" if self.hint and self.level == "warn" else "")
 
 
 def raise_refusals(findings: Iterable[Finding], *, force: bool = False) -> None:
@@ -62,7 +62,7 @@ def raise_refusals(findings: Iterable[Finding], *, force: bool = False) -> None:
     refusals = [f for f in findings if f.level == "refuse" and not (force and f.can_force)]
     if refusals:
         first = refusals[0]
-        rest = f" (and {len(refusals) - 1} more reasons)" if len(refusals) > 1 else ""
+        rest = f"; besides, {'; '.join(f.message for f in refusals[1:])}" if len(refusals) > 1 else ""
         hint = first.hint or ""
         if first.can_force:
             hint = f"{hint}; --force goes on regardless" if hint else "--force goes on regardless"

@@ -86,7 +86,7 @@ class Profile:
 
     def describe(self) -> str:
         """Arithmetic and new rows in a few words, for the plan."""
-        dtype = "as stored" if self.arithmetic is None else self.arithmetic.torch_name
+        dtype = "the delta's dtype" if self.arithmetic is None else self.arithmetic.torch_name
         if self.widens:
             dtype = "the dtype of both sides, or float32 where they differ"
         rows = {
