@@ -20,6 +20,8 @@ from llmkit.errors import PluginError, RequirementError
 from llmkit.formats.unreadable import no_file
 
 GROUP = "llmkit.architectures"
+DRAFT = "llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command"
+"""The hint where no plugin describes a model."""
 
 
 @dataclass(frozen=True, slots=True)

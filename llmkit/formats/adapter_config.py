@@ -17,6 +17,8 @@ MERGEABLE = {
     "LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr",
     "LN_TUNING": "LN tuning", "TRAINABLE_TOKENS": "trainable tokens",
 }  # fmt: skip
+MERGE_WITH_PEFT = "merge it with peft (merge_and_unload), then use the merged folder"
+_RUN_WITH_PEFT = "run it with peft; no merged model can compute the same"
 _ADALORA_EPSILON = 1e-5
 _NUMBERS = ("r", "lora_alpha", "alpha", "init_r", "target_r", "qalora_group_size")
 _SWITCHES = ("use_", "fan_in", "lora_bias", "ensure_weight", "decompose_both", "enable_lora", "merge_weights")
@@ -60,7 +62,7 @@ def kind_of(config: Mapping[str, Any], label: str) -> str:
         raise RequirementError(
             f"{label}: an adaption prompt (gated prompt attention) cannot be folded into weights: its prompt has a "
             "softmax and a gate of its own in every layer",
-            hint="run it with peft; no merged model can compute the same",
+            hint=_RUN_WITH_PEFT,
         )
     if kind in _PROMPTS:
         raise RequirementError(
@@ -70,7 +72,7 @@ def kind_of(config: Mapping[str, Any], label: str) -> str:
     kinds = ", ".join(MERGEABLE.values())
     raise RequirementError(
         f"{label}: adapters of type {kind} are not merged by llmkit; it merges {kinds}",
-        hint="merge it with peft (merge_and_unload), then use the merged folder",
+        hint=MERGE_WITH_PEFT,
     )
 
 
@@ -87,7 +89,7 @@ def refuse_unmergeable(config: Mapping[str, Any], label: str, *, force: bool) ->
         if config.get(key):
             raise RequirementError(
                 f"{label}: {name} cannot be merged into the weights of the base: {reason}",
-                hint="run it with peft; no merged model can compute the same",
+                hint=_RUN_WITH_PEFT,
             )
     method = str(config.get("init_lora_weights", "")).lower()
     if method.startswith(_MUTATING):

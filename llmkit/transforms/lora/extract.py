@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmkit.architecture.names import Names
+from llmkit.architecture.registry import DRAFT
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.classification import require_model
 from llmkit.checkpoint.embeddings import find_embeddings
@@ -236,7 +237,7 @@ def _linear_names(base: Checkpoint, tuned: Checkpoint) -> list[str]:
     if model is None:
         raise RequirementError(
             f"{base.label}: no plugin describes its architecture, so its linear layers are not known",
-            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
+            hint=DRAFT,
         )
     slots = model.tensors()
     missing = [n for n in base.tensors if n not in tuned.tensors and n in slots and not slots[n].is_optional]

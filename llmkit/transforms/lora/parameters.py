@@ -18,7 +18,7 @@ from itertools import permutations
 
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.formats.adapter import Adapter
-from llmkit.formats.adapter_config import scaling_of
+from llmkit.formats.adapter_config import MERGE_WITH_PEFT, scaling_of
 from llmkit.lazy_imports import torch
 from llmkit.tensors.lazy import Apply, Lazy
 from llmkit.tensors.moving import Concat, TakeRows
@@ -98,7 +98,7 @@ def parameter_updates(adapter: Adapter, tensors: Mapping[str, Lazy], module: str
         raise RequirementError(
             f"{adapter.label}: {listing(targets)} of {module} have the same shapes, and the file does not tell which "
             "update is for which",
-            hint="merge it with peft (merge_and_unload), then use the merged folder",
+            hint=MERGE_WITH_PEFT,
         )
     is_swapped = _is_swapped(adapter, tensors, at, list(zip(fitting[0], levels, strict=True)))
     updates: list[Update] = []
@@ -183,7 +183,7 @@ def _is_swapped(
     raise RequirementError(
         f"{adapter.label}: {module}.{stacks[0][0].parameter} is square, and nothing tells whether its rows are inputs "
         "or outputs",
-        hint="merge it with peft (merge_and_unload), then use the merged folder",
+        hint=MERGE_WITH_PEFT,
     )
 
 

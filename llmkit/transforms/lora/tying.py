@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from llmkit.architecture.registry import DRAFT
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.errors import RequirementError, SpecError, listing
@@ -95,7 +96,7 @@ def _plan_tied(
         raise RequirementError(
             f"{plan.adapter.label} changes the embedding of {ckpt.label} on its own; its head is tied to that, and "
             "under which name it would be stored is not known",
-            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
+            hint=DRAFT,
         )
     others = [n for n, source in embeddings.shares.items() if source == embed and n != head]
     if others:

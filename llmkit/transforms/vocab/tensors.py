@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmkit.architecture.registry import DRAFT
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import RequirementError, SpecError, listing
 from llmkit.transforms.vocab.config_ids import SIZE_KEYS
@@ -83,6 +84,6 @@ def _by_size(ckpt: Checkpoint) -> tuple[str, ...]:
         raise RequirementError(
             f"{ckpt.label}: no plugin describes it, and {len(matrices)} matrices have {size} rows "
             f"({listing(matrices, 3)}): which are embedding and head cannot be told",
-            hint="llmkit plugins new MODEL -o FILE.py drafts a plugin, which --plugin FILE.py gives to this command",
+            hint=DRAFT,
         )
     return names
