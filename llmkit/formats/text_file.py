@@ -122,8 +122,10 @@ def read_yaml(path: Path, *, once: bool = False) -> object:
                 raise InputError(f"{path}: YAML nested deeper than {_YAML_DEPTH}, or with over {_YAML_ALIASES} aliases")
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is not YAML: {first[:200]}") from error
+        first = getattr(error, "problem", None) or (str(error) or type(error).__name__).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else path
+        raise InputError(f"{where} is not YAML: {first[:200]}") from error
 
 
 def _piped(path: Path, fd: int, hint: str | None) -> bytes:

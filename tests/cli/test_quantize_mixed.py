@@ -134,3 +134,18 @@ def test_a_method_that_reads_the_text_itself_is_refused_before_anything_is_measu
     assert (done.code, "chosen for" in done.err) == (2, False)
     assert f"--method {method} " in done.err
     assert "hint: --calibration FILE instead of --statistics" in done.err
+
+
+def test_types_of_a_recipe_that_no_row_can_have_are_told(call, tiny, tmp_path):
+    """As those of a preset are: blocks of K-quants hold 256 weights."""
+    (tmp_path / "r.yaml").write_text("'*.attn_v': q6_k\n'*.attn_q': q8_0\n")
+    done = call(
+        "convert", tiny, "--to", "gguf", "--type", "q4_k_m", "--recipe", tmp_path / "r.yaml", "-o", tmp_path / "o"
+    )
+    said = [line for line in done.err.splitlines() if "instead of" in line]
+    counts = {(line.split()[-1], line.split()[-4]): int(line.split()[0]) for line in said}
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(next((tmp_path / "o").glob("*.gguf"))).tensors}
+    n_layers = sum("attn_v" in name for name in types)
+    assert {types[name] for name in types if "attn_v" in name} == {"Q8_0"}
+    assert counts == {("Q6_K", "Q8_0"): n_layers + sum(t == "Q8_0" for n, t in types.items() if "ffn_down" in n),
+                      ("Q4_K", "Q5_0"): sum(t == "Q5_0" for t in types.values())}  # fmt: skip

@@ -61,6 +61,17 @@ def test_yaml(tmp_path: Path) -> None:
             read_yaml(path)
 
 
+def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for text, said in (
+        ("a: 1\n\tb: 2", "line 2 is not YAML: .*t"),
+        ("a: 1\n? [1]\n: 4", "line 2 is not YAML: found unhashable"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=f"c.yaml, {said}"):
+            read_yaml(path)
+
+
 @pytest.mark.parametrize("encoding", ["UTF-16", "GB18030"])
 def test_texts_in_other_encodings_are_named_with_the_command_that_converts(tmp_path, encoding):
     path = tmp_path / "a text.txt"

@@ -24,7 +24,7 @@ from llmkit.formats.gguf_container import GgufContainer
 from llmkit.formats.gguf_types import TYPE_BY_NAME
 from llmkit.layouts.gguf import SOURCE_DTYPE
 from llmkit.layouts.gguf_forms import fold_multipliers
-from llmkit.layouts.gguf_presets import EMBEDDING, HEAD, PRESETS, Sizes, is_matrix, types_of
+from llmkit.layouts.gguf_presets import EMBEDDING, HEAD, PRESETS, Sizes, fitting_type, is_matrix, types_of
 from llmkit.layouts.gguf_values import NOTED, architecture_of, config_of, metadata_of, rope_factors
 from llmkit.layouts.gguf_weights import lists_to_metadata, to_gguf
 from llmkit.quantization.codecs.gguf import as_blocks, quantized
@@ -98,11 +98,13 @@ def write(
     }
     sizes = sizes_of(model, family, has_statistics=statistics is not None)
     types, wanted = types_of(PRESETS[preset], {name: lazy.shape for name, lazy in stored.items()}, sizes)
-    notes += _replaced(types, wanted)
     chosen: dict[str, str] = {}
     if recipe:
         matrices = {name: lazy.shape for name, lazy in stored.items() if is_matrix(name, lazy.shape)}
-        chosen = types_by_recipe(recipe, matrices, source_names(ckpt, model))
+        asked = types_by_recipe(recipe, matrices, source_names(ckpt, model))
+        chosen = {name: fitting_type(kind, matrices[name][-1]) for name, kind in asked.items()}
+        wanted = {name: kind for name, kind in {**wanted, **asked}.items() if kind != chosen.get(name)}
+    notes += _replaced({**types, **chosen}, wanted)
     kind, types, same = _with_kept(stored, preset, types, chosen, keeps_blocks=type is None)
     metadata |= _noted(model, config, family, metadata, stored, types)
     others = [name for name, lazy in stored.items() if name not in same and is_dequantized(lazy)]

@@ -41,7 +41,7 @@ def source_names(ckpt: Checkpoint, model: Model) -> dict[str, list[str]]:
 def types_by_recipe(
     recipe: Recipe, shapes: Mapping[str, Sequence[int]], names: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """The types of the matrices that a recipe names, by their names in the file or in the checkpoint.
+    """The types that a recipe gives the matrices that it names, by their names in the file or in the checkpoint.
 
     Args:
         shapes: of the matrices that may have another type, by their names in the file.
@@ -61,7 +61,7 @@ def types_by_recipe(
                 f"recipe: {glob!r} names no matrix of the file", hint=suggestion(glob, known, "blk.*.attn_v")
             )
         for name in reached:
-            found.setdefault(name, fitting_type(kind, shapes[name][-1]))
+            found.setdefault(name, kind)
     return found
 
 
