@@ -54,7 +54,8 @@ def merge(
 
     An adapter that brings a larger vocabulary resizes embedding, head, config and tokenizer in the same step. Every
     tensor of the adapter is used, or it is an error. The weights are those of peft's merge_and_unload, bit for bit;
-    with --dtype the base is cast before anything is added. Prints how many modules changed, and how much.
+    with --dtype the base is cast before anything is added. Prints how many modules changed, and how much: the norm of
+    the change by that of the weight.
     """
     from llmkit.checkpoint.classification import open_model, require_model
     from llmkit.quantization.quality import Meter
