@@ -114,7 +114,8 @@ def combine(
     from llmkit.transforms import lora
 
     lora.require_method(method)
-    opened = [lora.open_adapter(a, alpha=1.0) for a in adapters]  # files that state none are refused for their names
+    # Files that state no alpha are refused for their names.
+    opened = [lora.open_adapter(a, alpha=1.0, force=writing.force) for a in adapters]
     meter = Meter()
     adapter = lora.combine(opened, method=method, weights=weight, density=density, rank=rank, seed=seed, meter=meter)
     write(

@@ -112,6 +112,16 @@ def test_alpha_is_not_taken_where_the_config_has_it(world, capsys):
     assert not (world / "o").exists()
 
 
+def test_what_a_refused_combination_says_of_force_holds(world, capsys):
+    config = world / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    args = ["lora", "combine", str(world / "one"), str(world / "two"), "-o", str(world / "o")]
+    assert main(args) == 2
+    assert "--force merges what is there" in capsys.readouterr().err
+    assert main([*args, "--force"]) == 0
+    assert "forced: one: its file has no lora_magnitude_vector" in capsys.readouterr().err
+
+
 def test_errors_leave_no_output(world, capsys):
     config = world / "one" / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": "pissa"}))
