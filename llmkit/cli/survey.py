@@ -57,7 +57,11 @@ class SurveyStage:
         from llmkit.tensors.loading import import_torch
 
         self._interruptible.__enter__()
-        import_torch()
+        try:
+            import_torch()
+        except BaseException as error:  # no block is entered yet, so nobody else leaves it
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def findings(self, names: Sequence[str], compare: Compare) -> Iterator[tuple[str, Outcome]]:

@@ -122,6 +122,18 @@ def test_what_a_refused_combination_says_of_force_holds(world, capsys):
     assert "forced: one: its file has no lora_magnitude_vector" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_torch_is_imported_says_what_is_kept(world, capsys, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmkit.tensors.loading.import_torch", stop)
+    args = ["lora", "extract", str(world / "base"), str(world / "base"), "--rank", "2", "-o", str(world / "o")]
+    assert main(args) == 130
+    said = capsys.readouterr().err
+    assert f"error: interrupted; {world / 'o'}.survey keeps what is done" in said
+    assert "it goes on where it stopped" in said
+
+
 def test_errors_leave_no_output(world, capsys):
     config = world / "one" / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "init_lora_weights": "pissa"}))
