@@ -159,7 +159,10 @@ class ComputeOptions:
                 known = f"--backend {', '.join(BACKENDS)}"
                 raise InputError(f"--backend {self.backend} is for llmkit eval alone", hint=known)
         out.doing(f"loading {ckpt.label}")
-        return load_backend(ckpt, backend=self.backend, dtype=self.dtype, device=self.device, provider=self.provider)
+        model = load_backend(ckpt, backend=self.backend, dtype=self.dtype, device=self.device, provider=self.provider)
+        for doubt in model.doubts:
+            out.warning(doubt)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

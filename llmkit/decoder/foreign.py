@@ -24,6 +24,9 @@ _PADDED_SHARE = 0.8  # sequences in one padded batch are at least this long, rel
 _GROWING = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
 # What a cached step may differ by from the whole sequence, relative to the largest logit: rounding, no lost state.
 _STEP_TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+_LOOKS_AHEAD = (
+    "{} is no causal model with this config: its logits for a token see the tokens behind it, so scores know the answer"
+)
 
 
 def transformers_model(
@@ -135,6 +138,12 @@ class TransformersDecoder(Predictor):
         is_growing = isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in _GROWING
         self._share = 1.0 if is_growing else _PADDED_SHARE
 
+    def looks_ahead(self) -> bool:
+        """Whether logits depend on tokens behind them (encoders, `is_causal` false)."""
+        last = min(9, self._n_vocab - 1)
+        first, second = (self(torch.tensor([[1, 2, 3, token]]))[:, :-1] for token in (4, last))
+        return not _agree(first, second)
+
     def new_cache(self, capacity: int = 0) -> _Past:
         return _Past()
 
@@ -237,7 +246,11 @@ def load_transformers(ckpt: Checkpoint, dtype: torch.dtype, device: torch.device
     """Transformers' model of a checkpoint's tensors; quantized ones are dequantized first."""
     ckpt = dequantized(require_model(ckpt, "the decoder"))
     weights = {name: lazy.load() for name, lazy in ckpt.tensors.items()}
-    return TransformersDecoder(transformers_model(ckpt.config, weights, ckpt.label, dtype=dtype), device)
+    model = transformers_model(ckpt.config, weights, ckpt.label, dtype=dtype)
+    decoder = TransformersDecoder(model, device)
+    if decoder.looks_ahead():
+        decoder.doubts = (_LOOKS_AHEAD.format(type(model).__name__),)
+    return decoder
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class LanguageModel(Protocol):
     def recompute_beyond(self) -> int | None:
         """A sequence that grows past this many tokens must be computed anew; None: never."""
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why its scores may not be those of a model of text, in words for the user."""
+
     def new_cache(self, capacity: int = 0) -> Any:
         """An empty cache with room for `capacity` tokens at first."""
 
@@ -45,6 +49,8 @@ class LanguageModel(Protocol):
 
 class Predictor:
     """The calls that every backend makes of its own `hidden` and `logits`."""
+
+    doubts: tuple[str, ...] = ()
 
     def __call__(
         self: LanguageModel, input_ids: torch.Tensor, cache: Any = None, mask: torch.Tensor | None = None

@@ -130,7 +130,9 @@ def open_engine(ckpt: Checkpoint, options: EngineOptions) -> Engine:
     decoder = load_backend(
         ckpt, backend=options.backend, dtype=options.dtype, device=options.device, provider=options.provider
     )
-    return Scorer(decoder, options.batch_tokens, progress=options.progress, memory=options.memory)
+    scorer = Scorer(decoder, options.batch_tokens, progress=options.progress, memory=options.memory)
+    scorer.warnings += decoder.doubts
+    return scorer
 
 
 def _kind(options: EngineOptions) -> EngineKind | None:

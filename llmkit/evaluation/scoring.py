@@ -263,7 +263,7 @@ class Scorer:
         self._now = Batch(n_tokens // 2, self._now.kept_tokens // 2, self._now.logits_nbytes // 2)
         self.batch_tokens, self.kept_tokens, self.logits_nbytes = astuple(self._now)  # for the calls to come, too
         text = f"memory was short: from then on {n_tokens // 2} tokens were computed at a time"
-        self.warnings[:] = [text]
+        self.warnings[:] = [*self.decoder.doubts, text]
         return None
 
     def forward_in_memory(

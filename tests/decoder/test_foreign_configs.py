@@ -55,3 +55,16 @@ def test_a_config_that_its_class_refuses_has_no_embeddings_by_class():
     assert class_embeddings({**config, "time_step_limit": [0.0, "far"], "num_heads": "many"}, names) is None
     with pytest.raises(SpecError, match=r"m: transformers' Mamba2Config does not take config\.json"):
         class_config({**config, "num_heads": "many", "head_dim": {}}, "m")
+
+
+@pytest.mark.parametrize(("name", "config"), [("bert", {}), ("bert", {"is_decoder": True}), ("llama", {})])
+def test_a_class_that_sees_the_tokens_behind_is_said(tmp_path, name, config):
+    sizes = {**SIZES, "num_attention_heads": 4, "intermediate_size": 32, "initializer_range": 0.5}
+    with quiet_transformers():
+        described = transformers.AutoConfig.for_model(name, **sizes, **config)
+        transformers.AutoModelForCausalLM.from_config(described).save_pretrained(tmp_path)
+    model = load_transformers(open_checkpoint(tmp_path), torch.float32, torch.device("cpu"))
+    said = " ".join(model.doubts)
+    is_encoder = name == "bert" and not config
+    assert said.startswith("BertLMHeadModel is no causal model with this config" if is_encoder else "")
+    assert bool(said) == is_encoder
