@@ -20,7 +20,7 @@ passed, those of no token, too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from itertools import cycle
@@ -45,7 +45,7 @@ _PIECE_NBYTES = 2**26  # of activations: so few that memory is used again, and c
 
 _EXPERT = re.compile(r"\.experts\.(?:(\d+)\.)?")
 
-Inputs = Mapping[tuple[str, ...], "torch.Tensor"]
+Inputs = dict[tuple[str, ...], "torch.Tensor"]
 """The inputs of each linear layer, [B, S, in] in bfloat16, by its weights."""
 
 
@@ -164,17 +164,16 @@ class Blocks:
         """The hidden states after a block, in the place of those before it, [B, S, hidden] in the compute dtype.
 
         Args:
-            float_inputs: what `recorded` gave of the hidden states in the float model: the hook sees them, too.
+            float_inputs: what `recorded` gave of the hidden states in the float model: the hook sees them, too. Those
+                of a layer are taken out once it is settled.
         """
         cuts = [slice(i, i + self._n_rows) for i in range(0, len(hidden), self._n_rows)]
-        watch = _Watch(hook, len(cuts), self._experts_nbytes)
+        watch = _Watch(hook, len(cuts), self._experts_nbytes, float_inputs or {})
         with torch.inference_mode():
             layer = self._decoder.layer(Watched(self.weights, watch), index)
 
             def passed(cut: slice) -> torch.Tensor | None:
-                if float_inputs is not None:
-                    watch.float_inputs = {weights: x[cut].flatten(0, -2) for weights, x in float_inputs.items()}
-                out = None
+                watch.cut, out = cut, None
                 with suppress(_NotComplete):
                     out = self._through(layer, index, hidden, cut)
                 return None if watch.ends_open() else out
@@ -235,18 +234,21 @@ class _Place(NamedTuple):
 class _Watch(Watching):
     """Which linear layers of a block are settled. One pass of a chunk looks at one place that is not: the open one.
 
+    Args:
+        float_inputs: as of `Blocks.run`.
+
     Attributes:
-        float_inputs: the inputs of the layers in the float model, [tokens, in], for the chunk that passes.
+        cut: the chunk that passes.
     """
 
-    def __init__(self, hook: BlockHook, n_chunks: int, experts_nbytes: int) -> None:
+    def __init__(self, hook: BlockHook, n_chunks: int, experts_nbytes: int, float_inputs: Inputs) -> None:
         self._hook, self._n_chunks, self._experts_nbytes = hook, n_chunks, experts_nbytes
+        self._float_inputs, self.cut = float_inputs, slice(0)
         self._layers: dict[_Place, dict[tuple[str, ...], torch.Tensor]] = {}
         self._n_passed: dict[_Place, int] = {}
         self._settled: dict[tuple[str, ...], torch.Tensor] = {}
         self._queues: dict[str, list[_Place]] = {}
         self._open: _Place | None = None
-        self.float_inputs: Inputs = {}
 
     def made(self, weights: tuple[str, ...], values: torch.Tensor) -> None:
         self._layers.setdefault(self._place(weights, values), {})[weights] = values
@@ -267,8 +269,8 @@ class _Watch(Watching):
         self._open = self._open or place
         if place == self._open:
             # Which tokens an expert gets is chosen anew in the quantized model: theirs cannot be told apart.
-            float_x = None if is_routed else self.float_inputs.get(weights)
-            self._hook.see(weights, x.flatten(0, -2), float_x)
+            floats = None if is_routed else self._float_inputs.get(weights)
+            self._hook.see(weights, x.flatten(0, -2), None if floats is None else floats[self.cut].flatten(0, -2))
         if is_routed:
             return values
         if place != self._open or not self._is_complete(place):
@@ -298,6 +300,7 @@ class _Watch(Watching):
         if self._n_passed[place] < self._n_chunks:
             return False
         for weights, values in self._layers[place].items():
+            self._float_inputs.pop(weights, None)
             self._settled[weights] = self._hook.settle(weights, values)
         if is_of_expert(place.name):
             self._queue(place.name).remove(place)

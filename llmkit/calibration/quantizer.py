@@ -158,8 +158,9 @@ class CalibratedQuantizer:
 
         In float32 the largest block and its widest matrix five times over (the weight, its moments, their factors),
         the moments of the experts that are seen beside each other, and the hidden states of all samples. Where it is
-        compared with the float model, a block, the hidden states and, in bfloat16, the inputs of layers of that, too;
-        where it is learnt, the hidden states before it, and for each weight what it is restored to, its gradient, what
+        compared with the float model, a block, the hidden states and, in bfloat16, the inputs of layers of that, too,
+        until each is quantized: all with the moments of the first layers, those of few layers with the widest; where it
+        is learnt, the hidden states before it, and for each weight what it is restored to, its gradient, what
         is learnt and the best of it. Where its inputs are scaled, another block and hidden states. Output moments are
         measured, in another block, before there are moments of inputs.
         """
@@ -180,11 +181,13 @@ class CalibratedQuantizer:
         hidden = self.samples.n * self.samples.length * dims.hidden
         n_copies, n_states = (7, 3) if self._learns else (3, 2) if self._changes or self._compares else (1, 1)
         widening = dims.ffn // dims.hidden
-        inputs = 2 * hidden * (3 + widening) if self._compares else 0
         activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
         traced = max(of_outputs.values(), default=0)
-        largest = max(5 * widest, block if traced else 0) + traced
-        return 4 * (n_copies * block + largest + n_states * hidden) + moments + inputs + activations
+        largest = 5 * widest
+        if self._compares:  # two numbers of bfloat16 in the place of one
+            largest = max(largest + hidden, 5 * dims.hidden**2 + hidden * (3 + widening) // 2)
+        largest = max(largest, block if traced else 0) + traced
+        return 4 * (n_copies * block + largest + n_states * hidden) + moments + activations
 
     def _plan(self) -> tuple[int, Any]:
         tasks = [[name, task.attrs(), task.scale_dtype.name] for name, task in self._tasks.items()]

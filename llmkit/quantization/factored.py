@@ -61,6 +61,7 @@ def factored(moments: torch.Tensor, damping: float) -> Factored:
         if not int(failed):
             inverse = inverse_of_lower(lower)
             if bool(torch.isfinite(inverse).all()):
+                del damped, lower  # each as large as what is returned
                 return Factored(order, inverse.flip(0, 1), damping)
         damping *= 10
     raise InputError(

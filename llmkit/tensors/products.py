@@ -50,14 +50,13 @@ def inverse_of_lower(lower: torch.Tensor, *, flop: int = _PIECE_FLOP) -> torch.T
         Stopped: the run was stopped.
     """
     n = len(lower)
-    pieces = []
     step = min(max(flop // max(n**2, 1), 1), max(n, 1))
+    inverse = torch.zeros((n, n))
     for start in range(0, n, step):  # what lies above the diagonal is zero
         raise_if_stopped()
         units = torch.eye(n - start, min(step, n - start))
-        below = torch.linalg.solve_triangular(lower[start:, start:], units, upper=False)
-        pieces.append(torch.cat([below.new_zeros((start, below.shape[1])), below]) if start else below)
-    return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+        inverse[start:, start : start + step] = torch.linalg.solve_triangular(lower[start:, start:], units, upper=False)
+    return inverse
 
 
 def product_in_pieces(

@@ -150,6 +150,32 @@ def test_hidden_states_after_a_block_take_the_memory_of_those_before_it(chunk_nb
     assert all(len(x) == len(ids) for x in inputs.values())
 
 
+@pytest.mark.parametrize("chunk_nbytes", [1, 2**31])
+def test_inputs_in_the_float_model_are_forgotten_as_layers_are_settled(chunk_nbytes):
+    architecture = ARCHITECTURES["llama"]
+    config = architecture.tiny_config()
+    ids = random_ids(architecture, config).repeat(3, 1)
+    blocks = Blocks(*load_blocks(random_checkpoint(architecture, config)), ids, chunk_nbytes)
+    _, inputs = blocks.recorded(0, blocks.embedded())
+    known, held = dict(inputs), []
+
+    class Hook(Recorder):
+        seen = 0
+
+        def see(self, weights, x, float_x):
+            self.seen += float_x is not None
+            assert float_x.shape == x.shape
+
+        def settle(self, weights, values):
+            held.append(len(inputs))
+            return values
+
+    hook = Hook()
+    blocks.run(0, blocks.embedded(), hook, inputs)
+    assert held == list(range(len(known) - 1, -1, -1))
+    assert hook.seen == len(known) * (len(ids) if chunk_nbytes == 1 else 1)
+
+
 def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
     architecture = ARCHITECTURES["llama"]
     config = architecture.tiny_config()
