@@ -13,7 +13,6 @@ from llmkit.cli.options import OutDtypeOption, SeedOption, WriteOptions
 from llmkit.cli.output import Output
 from llmkit.cli.writing import Addition, write
 from llmkit.errors import InputError, counted
-from llmkit.formats.adapter_files import CONFIG_NAME
 
 if TYPE_CHECKING:
     from llmkit.quantization.quality import Meter
@@ -58,6 +57,7 @@ def merge(
     the change by that of the weight.
     """
     from llmkit.checkpoint.classification import open_model, require_model
+    from llmkit.formats.adapter_files import CONFIG_NAME
     from llmkit.quantization.quality import Meter
     from llmkit.transforms import lora
 

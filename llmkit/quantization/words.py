@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from functools import cache
 
 from llmkit.errors import SpecError
@@ -81,8 +80,8 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     A stored one is read now: 4 bytes a column.
 
     Raises:
-        SpecError: another dtype or length, a number that is no group, or groups with other numbers of columns than
-            their scales are of (zeros that nothing was written over).
+        SpecError: another dtype or length, a number that is no group, or one alone where there are several groups
+            (zeros that nothing was written over).
     """
     if stored.spec != TensorSpec(DType.I32, (n_columns,)):
         raise SpecError(f"g_idx is {stored.spec}; expected int32 [{n_columns}]")
@@ -95,10 +94,9 @@ def group_order(stored: Lazy, n_columns: int, n_groups: int, group: int) -> Lazy
     numbers = memoryview(groups).cast("i")
     if not 0 <= min(numbers) <= max(numbers) < n_groups:
         raise SpecError(f"g_idx has groups {min(numbers)} to {max(numbers)}; expected 0 to {n_groups - 1}")
-    largest, n = Counter(numbers).most_common(1)[0]
-    if n > group:
+    if n_groups > 1 and min(numbers) == max(numbers):
         raise SpecError(
-            f"g_idx puts {n} of {n_columns} columns into group {largest}; expected {group} in each group",
+            f"g_idx puts all {n_columns} columns into group {numbers[0]} of {n_groups}",
             hint="without its g_idx tensors the file is read with groups of neighbouring columns, which they are where "
             "desc_act is false",
         )
