@@ -156,7 +156,7 @@ class CalibratedQuantizer:
     def peak_nbytes(self, task: Task) -> int:
         """Memory for all of the work, which the first matrix is charged with: one is computed at a time.
 
-        In float32 the largest block and its widest matrix five times over (the weight, its moments, their factors),
+        In float32 the largest block and its widest matrix six times over (the weight, its moments, their factors),
         the moments of the experts that are seen beside each other, and the hidden states of all samples. Where it is
         compared with the float model, a block, the hidden states and, in bfloat16, the inputs of layers of that, too,
         until each is quantized: all with the moments of the first layers, those of few layers with the widest; where it
@@ -183,7 +183,7 @@ class CalibratedQuantizer:
         widening = dims.ffn // dims.hidden
         activations = min(CHUNK_NBYTES, 4 * hidden * (5 + 3 * widening))
         traced = max(of_outputs.values(), default=0)
-        largest = 5 * widest
+        largest = 6 * widest
         if self._compares:  # two numbers of bfloat16 in the place of one
             largest = max(largest + hidden, 5 * dims.hidden**2 + hidden * (3 + widening) // 2)
         largest = max(largest, block if traced else 0) + traced
