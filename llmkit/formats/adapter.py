@@ -169,7 +169,7 @@ def _saves(config: Mapping[str, Any], replacements: Iterable[str]) -> bool:
     """Whether all that is there is what the config says it saved whole."""
     named = rules.saved_modules(config)
     modules = [name.rpartition(".")[0] for name in replacements]
-    return bool(modules) and all(any(m == n or m.endswith(f".{n}") for n in named) for m in modules)
+    return bool(modules) and all(rules.is_among(named, module) for module in modules)
 
 
 def _is_of_rank_zero(parts: Mapping[str, Lazy]) -> bool:

@@ -153,7 +153,7 @@ def left_out(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
 
 def _is_target(config: Mapping[str, Any], targets: Any, module: str) -> bool:
     """PEFT's `check_target_module_exists`."""
-    if _is_among(config.get("exclude_modules"), module) or not _is_among(targets, module):
+    if is_among(config.get("exclude_modules"), module) or not is_among(targets, module):
         return False
     layers = config.get("layers_to_transform")
     if layers is None or layers == [] or isinstance(targets, str) or module in targets:
@@ -165,7 +165,8 @@ def _is_target(config: Mapping[str, Any], targets: Any, module: str) -> bool:
     return False
 
 
-def _is_among(named: Any, module: str) -> bool:
+def is_among(named: Any, module: str) -> bool:
+    """Whether a config's list of modules names one, whole or by its end; a text is a pattern of whole names."""
     if isinstance(named, str):
         return re.fullmatch(named, module) is not None
     return isinstance(named, list | Mapping) and any(module == n or module.endswith(f".{n}") for n in named)

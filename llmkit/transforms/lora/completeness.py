@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from llmkit.checkpoint.embeddings import Embeddings
 from llmkit.errors import RequirementError, counted, listing
 from llmkit.formats.adapter import Adapter
-from llmkit.formats.adapter_config import saved_modules
+from llmkit.formats.adapter_config import is_among, saved_modules
 from llmkit.formats.adapter_files import CONFIG_NAME
 from llmkit.transforms.lora.names import Paths
 
@@ -80,5 +80,5 @@ def _without_update(adapter: Adapter, paths: Paths, layers: Container[str]) -> I
             continue
         first, *others = _NUMBER.split(path)
         path = first + "".join(map("".join, zip(_NUMBER.findall(module), others, strict=False)))
-        if any(path == target or path.endswith(f".{target}") for target in targets):
+        if is_among(targets, path):
             yield module
