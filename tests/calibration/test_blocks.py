@@ -136,26 +136,27 @@ def test_chunks_give_what_the_whole_gives(name, factor, experts_nbytes):
     assert set(whole.observers) <= {weight for weights in whole.settled for weight in weights}
 
 
-@pytest.mark.parametrize("chunk_nbytes", [1, 2**31])
-def test_hidden_states_after_a_block_take_the_memory_of_those_before_it(chunk_nbytes):
+def six_sequences(chunk_nbytes):
     architecture = ARCHITECTURES["llama"]
     config = architecture.tiny_config()
     ids = random_ids(architecture, config).repeat(3, 1)
-    blocks = Blocks(*load_blocks(random_checkpoint(architecture, config)), ids, chunk_nbytes)
+    return Blocks(*load_blocks(random_checkpoint(architecture, config)), ids, chunk_nbytes)
+
+
+@pytest.mark.parametrize("chunk_nbytes", [1, 2**31])
+def test_hidden_states_after_a_block_take_the_memory_of_those_before_it(chunk_nbytes):
+    blocks = six_sequences(chunk_nbytes)
     hidden, floats = blocks.embedded(), blocks.embedded()
     places = hidden.data_ptr(), floats.data_ptr()
     after, (recorded, inputs) = blocks.run(0, hidden, Recorder()), blocks.recorded(0, floats)
     assert (after.data_ptr(), recorded.data_ptr()) == places
     torch.testing.assert_close(after, recorded, rtol=1e-5, atol=1e-5)
-    assert all(len(x) == len(ids) for x in inputs.values())
+    assert all(len(x) == len(blocks.ids) for x in inputs.values())
 
 
 @pytest.mark.parametrize("chunk_nbytes", [1, 2**31])
 def test_inputs_in_the_float_model_are_forgotten_as_layers_are_settled(chunk_nbytes):
-    architecture = ARCHITECTURES["llama"]
-    config = architecture.tiny_config()
-    ids = random_ids(architecture, config).repeat(3, 1)
-    blocks = Blocks(*load_blocks(random_checkpoint(architecture, config)), ids, chunk_nbytes)
+    blocks = six_sequences(chunk_nbytes)
     _, inputs = blocks.recorded(0, blocks.embedded())
     known, held = dict(inputs), []
 
@@ -173,7 +174,7 @@ def test_inputs_in_the_float_model_are_forgotten_as_layers_are_settled(chunk_nby
     hook = Hook()
     blocks.run(0, blocks.embedded(), hook, inputs)
     assert held == list(range(len(known) - 1, -1, -1))
-    assert hook.seen == len(known) * (len(ids) if chunk_nbytes == 1 else 1)
+    assert hook.seen == len(known) * (len(blocks.ids) if chunk_nbytes == 1 else 1)
 
 
 def test_weights_that_stay_give_the_hidden_states_of_the_decoder():
