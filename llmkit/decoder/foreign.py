@@ -141,7 +141,7 @@ class TransformersDecoder(Predictor):
     def looks_ahead(self) -> bool:
         """Whether logits depend on tokens behind them (encoders, `is_causal` false)."""
         last = min(9, self._n_vocab - 1)
-        first, second = (self(torch.tensor([[1, 2, 3, token]]))[:, :-1] for token in (4, last))
+        first, second = self(torch.tensor([[1, 2, 3, 4], [1, 2, 3, last]]))[:, :-1]
         return not _agree(first, second)
 
     def new_cache(self, capacity: int = 0) -> _Past:
